@@ -1,0 +1,384 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the One-API stand-in keeps in SQLite: users, tokens, channels with their abilities, options.
+
+Written from the recorded contract. Column and constraint names are those of the real schema, because SQLite puts them
+into error texts that reach the client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import random
+import sqlite3
+import string
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from oneapi_json import GoError, bind, decode, encode
+
+NOT_FOUND = "record not found"
+PAGE = 10
+
+USER = {
+    "id": "int", "username": "string", "password": "string", "display_name": "string", "role": "int", "status": "int",
+    "email": "string", "github_id": "string", "wechat_id": "string", "lark_id": "string", "oidc_id": "string",
+    "verification_code": "string", "access_token": "string", "quota": "int64", "used_quota": "int64",
+    "request_count": "int", "group": "string", "aff_code": "string", "inviter_id": "int",
+}  # fmt: skip
+TOKEN = {
+    "id": "int", "user_id": "int", "key": "string", "status": "int", "name": "string", "created_time": "int64",
+    "accessed_time": "int64", "expired_time": "int64", "remain_quota": "int64", "unlimited_quota": "bool",
+    "used_quota": "int64", "models": "*string", "subnet": "*string",
+}  # fmt: skip
+CHANNEL = {
+    "id": "int", "type": "int", "key": "string", "status": "int", "name": "string", "weight": "*uint",
+    "created_time": "int64", "test_time": "int64", "response_time": "int", "base_url": "*string", "other": "*string",
+    "balance": "float64", "balance_updated_time": "int64", "models": "string", "group": "string", "used_quota": "int64",
+    "model_mapping": "*string", "priority": "*int64", "config": "string", "system_prompt": "*string",
+}  # fmt: skip
+CHANNEL_DEFAULTS: dict[str, Any] = {"status": 1, "weight": 0, "base_url": "", "group": "default", "model_mapping": "", "priority": 0}
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS users (id integer PRIMARY KEY AUTOINCREMENT, username text UNIQUE, password text NOT NULL,
+  display_name text, role int DEFAULT 1, status int DEFAULT 1, email text, github_id text, wechat_id text, lark_id text,
+  oidc_id text, access_token char(32), quota bigint DEFAULT 0, used_quota bigint DEFAULT 0, request_count int DEFAULT 0,
+  `group` varchar(32) DEFAULT 'default', aff_code varchar(32), inviter_id int);
+CREATE UNIQUE INDEX IF NOT EXISTS idx_users_access_token ON users(access_token);
+CREATE UNIQUE INDEX IF NOT EXISTS idx_users_aff_code ON users(aff_code);
+CREATE TABLE IF NOT EXISTS tokens (id integer PRIMARY KEY AUTOINCREMENT, user_id integer, `key` char(48), status integer DEFAULT 1,
+  name text, created_time integer, accessed_time integer, expired_time integer DEFAULT -1, remain_quota integer DEFAULT 0,
+  unlimited_quota numeric DEFAULT false, used_quota integer DEFAULT 0, models text, subnet text DEFAULT '');
+CREATE UNIQUE INDEX IF NOT EXISTS idx_tokens_key ON tokens(`key`);
+CREATE TABLE IF NOT EXISTS channels (id integer PRIMARY KEY AUTOINCREMENT, type integer DEFAULT 0, `key` text, status integer DEFAULT 1,
+  name text, weight integer DEFAULT 0, created_time integer, test_time integer, response_time integer, base_url text DEFAULT '',
+  other text, balance real, balance_updated_time integer, models text, `group` varchar(32) DEFAULT 'default',
+  used_quota integer DEFAULT 0, model_mapping varchar(1024) DEFAULT '', priority integer DEFAULT 0, config text, system_prompt text);
+CREATE TABLE IF NOT EXISTS abilities (`group` varchar(32), model text, channel_id integer, enabled numeric, priority integer DEFAULT 0,
+  PRIMARY KEY (`group`, model, channel_id));
+CREATE INDEX IF NOT EXISTS idx_abilities_channel_id ON abilities(channel_id);
+CREATE TABLE IF NOT EXISTS options (`key` text PRIMARY KEY, value text);
+"""
+
+# A small part of the built-in price list; only its presence matters (it comes back merged after a restart).
+MODEL_RATIO: dict[str, float] = {
+    "gpt-3.5-turbo": 0.25, "gpt-4": 15, "gpt-4o": 2.5, "gpt-4o-mini": 0.075, "text-embedding-ada-002": 0.05,
+    "text-embedding-3-small": 0.01, "text-embedding-3-large": 0.065,
+}  # fmt: skip
+UNKNOWN_RATIO = 30.0
+
+OPTIONS: dict[str, str] = {
+    "PasswordLoginEnabled": "true", "PasswordRegisterEnabled": "true", "EmailVerificationEnabled": "false",
+    "GitHubOAuthEnabled": "false", "OidcEnabled": "false", "WeChatAuthEnabled": "false", "TurnstileCheckEnabled": "false",
+    "RegisterEnabled": "true", "AutomaticDisableChannelEnabled": "false", "AutomaticEnableChannelEnabled": "false",
+    "ApproximateTokenEnabled": "false", "LogConsumeEnabled": "true", "DisplayInCurrencyEnabled": "true",
+    "DisplayTokenStatEnabled": "true", "ChannelDisableThreshold": "5", "EmailDomainRestrictionEnabled": "false",
+    "EmailDomainWhitelist": "gmail.com,163.com,126.com,qq.com,outlook.com,hotmail.com,icloud.com,yahoo.com,foxmail.com",
+    "SMTPServer": "", "SMTPFrom": "", "SMTPPort": "587", "SMTPAccount": "", "SMTPToken": "", "Notice": "", "About": "",
+    "HomePageContent": "", "Footer": "", "SystemName": "One API", "Logo": "", "ServerAddress": "", "GitHubClientId": "",
+    "GitHubClientSecret": "", "WeChatServerAddress": "", "WeChatServerToken": "", "WeChatAccountQRCodeImageURL": "",
+    "MessagePusherAddress": "", "MessagePusherToken": "", "TurnstileSiteKey": "", "TurnstileSecretKey": "",
+    "QuotaForNewUser": "0", "QuotaForInviter": "0", "QuotaForInvitee": "0", "QuotaRemindThreshold": "1000",
+    "PreConsumedQuota": "500", "GroupRatio": '{"default":1,"svip":1,"vip":1}',
+    "CompletionRatio": '{"llama3-8b-8192(33)":2}', "TopUpLink": "", "ChatLink": "", "QuotaPerUnit": "500000",
+    "RetryTimes": "0", "Theme": "default",
+}  # fmt: skip
+
+
+class Refused(Exception):
+    """Becomes HTTP 200 with success:false and this text."""
+
+
+def random_key() -> str:
+    """48 characters: 16 random ones and a uuid in which every second letter is upper case."""
+    head = "".join(random.choices(string.digits + string.ascii_letters, k=16))
+    return head + "".join(c.upper() if i % 2 == 0 else c for i, c in enumerate(uuid.uuid4().hex))
+
+
+def hash_password(password: str) -> str:
+    salt = os.urandom(8).hex()
+    return f"{salt}${hashlib.pbkdf2_hmac('sha256', password.encode(), salt.encode(), 1000).hex()}"
+
+
+def password_matches(password: str, stored: str) -> bool:
+    salt = stored.partition("$")[0]
+    digest = hashlib.pbkdf2_hmac("sha256", password.encode(), salt.encode(), 1000).hex()
+    return hmac.compare_digest(f"{salt}${digest}", stored)
+
+
+def go_atoi(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return 0
+
+
+class Store:
+    """One SQLite file; statements run in the event loop, as they are short."""
+
+    def __init__(self, path: str, log: Callable[[str], None]) -> None:
+        self.log = log
+        self.db = sqlite3.connect(path, isolation_level=None)
+        self.db.row_factory = sqlite3.Row
+        self.db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=3000;" + SCHEMA)
+        self.banned: set[int] = set()
+        self.options: dict[str, str] = {}
+        self.model_ratio: dict[str, float] = {}
+        self.group_ratio: dict[str, float] = {}
+        self.completion_ratio: dict[str, float] = {}
+        self._create_root()
+        self._load_options()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    def rows(self, sql: str, *args: Any) -> list[sqlite3.Row]:
+        return self.db.execute(sql, args).fetchall()
+
+    def row(self, sql: str, *args: Any) -> sqlite3.Row | None:
+        found: sqlite3.Row | None = self.db.execute(sql, args).fetchone()
+        return found
+
+    def insert(self, table: str, values: dict[str, Any]) -> int:
+        names = ", ".join(f"`{name}`" for name in values)
+        marks = ", ".join("?" * len(values))
+        return int(self.db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values())).lastrowid or 0)
+
+    def update(self, table: str, row_id: int, values: dict[str, Any]) -> None:
+        if values:
+            sets = ", ".join(f"`{name}` = ?" for name in values)
+            self.db.execute(f"UPDATE {table} SET {sets} WHERE id = ?", (*values.values(), row_id))
+
+    def _create_root(self) -> None:
+        if self.row("SELECT id FROM users LIMIT 1"):
+            return
+        self.log("no user exists, creating a root user for you: username is root, password is 123456")
+        now = int(time.time())
+        root = self.insert(
+            "users",
+            {
+                "username": "root", "password": hash_password("123456"), "role": 100, "status": 1, "display_name": "Root User",
+                "access_token": os.environ.get("INITIAL_ROOT_ACCESS_TOKEN") or uuid.uuid4().hex, "quota": 500000000000000,
+                "email": "", "github_id": "", "wechat_id": "", "lark_id": "", "oidc_id": "", "aff_code": "", "inviter_id": 0,
+            },
+        )  # fmt: skip
+        key = os.environ.get("INITIAL_ROOT_TOKEN")
+        if key:
+            self.log("creating initial root token as requested")
+            self.insert(
+                "tokens",
+                {
+                    "id": 1, "user_id": root, "key": key, "status": 1, "name": "Initial Root Token", "created_time": now,
+                    "accessed_time": now, "expired_time": -1, "remain_quota": 500000000000000, "unlimited_quota": 1,
+                },
+            )  # fmt: skip
+
+    # -- options -----------------------------------------------------------------------------------------------------
+
+    def _load_options(self) -> None:
+        self.options = dict(OPTIONS, ModelRatio=encode(dict(sorted(MODEL_RATIO.items()))).decode())
+        for name in ("ModelRatio", "GroupRatio", "CompletionRatio"):
+            self._apply_option(name, self.options[name])
+        self.reload_options()
+
+    def reload_options(self) -> None:
+        """At start and at each sync: stored values win; ModelRatio comes back with the built-in entries merged in."""
+        for row in self.rows("SELECT `key`, value FROM options"):
+            value = row["value"]
+            if row["key"] == "ModelRatio":
+                with contextlib.suppress(GoError):
+                    own = self._ratios(value)
+                    value = encode(dict(sorted({**MODEL_RATIO, **own}.items()))).decode()
+            self.options[row["key"]] = value
+            with contextlib.suppress(GoError):
+                self._apply_option(row["key"], value)
+
+    def set_option(self, key: str, value: str) -> None:
+        """Stored first, judged afterwards: a bad map is refused but stays."""
+        self.db.execute("INSERT INTO options VALUES (?, ?) ON CONFLICT (`key`) DO UPDATE SET value = excluded.value", (key, value))
+        self.options[key] = value
+        self._apply_option(key, value)
+
+    @staticmethod
+    def _ratios(text: str) -> dict[str, float]:
+        value = decode(text.encode(), whole=True)
+        if not isinstance(value, dict):
+            raise GoError("json: cannot unmarshal value into Go value of type map[string]float64")
+        for item in value.values():
+            if isinstance(item, bool) or not isinstance(item, (int, float)):
+                raise GoError("json: cannot unmarshal string into Go value of type float64")
+        return value
+
+    def _apply_option(self, key: str, value: str) -> None:
+        attribute = {"ModelRatio": "model_ratio", "GroupRatio": "group_ratio", "CompletionRatio": "completion_ratio"}.get(key)
+        if attribute:
+            setattr(self, attribute, {})
+            setattr(self, attribute, self._ratios(value))
+
+    def enabled(self, key: str) -> bool:
+        return self.options.get(key) == "true"
+
+    def number(self, key: str) -> int:
+        return go_atoi(self.options.get(key, "0"))
+
+    def ratio(self, model: str, channel_type: int) -> float:
+        for name in (f"{model}({channel_type})", model):
+            for table in (self.model_ratio, MODEL_RATIO):
+                if name in table:
+                    return table[name]
+        self.log(f"model ratio not found: {model}")
+        return UNKNOWN_RATIO
+
+    # -- users -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def user(row: sqlite3.Row, *, password: bool = False) -> dict[str, Any]:
+        names = set(row.keys())
+        result = {name: row[name] if name in names else "" for name in USER}
+        if not password:
+            result["password"] = ""
+        return {name: ("" if value is None and USER[name] == "string" else 0 if value is None else value) for name, value in result.items()}
+
+    def user_by_id(self, user_id: int) -> sqlite3.Row:
+        if user_id == 0:
+            raise Refused("id 为空！")
+        row = self.row("SELECT * FROM users WHERE id = ?", user_id)
+        if row is None:
+            raise Refused(NOT_FOUND)
+        return row
+
+    def add_user(self, username: str, password: str, display_name: str, email: str = "") -> int:
+        user_id = self.insert(
+            "users",
+            {
+                "username": username, "password": hash_password(password), "display_name": display_name, "role": 1, "status": 1,
+                "email": email, "github_id": "", "wechat_id": "", "lark_id": "", "oidc_id": "", "inviter_id": 0,
+                "access_token": uuid.uuid4().hex, "quota": self.number("QuotaForNewUser"), "aff_code": random_key()[:4],
+            },
+        )  # fmt: skip
+        now = int(time.time())
+        self.insert(
+            "tokens",
+            {
+                "user_id": user_id, "name": "default", "key": random_key(), "status": 1, "created_time": now, "accessed_time": now,
+                "expired_time": -1, "remain_quota": -1, "unlimited_quota": 1, "subnet": "",
+            },
+        )  # fmt: skip
+        return user_id
+
+    def change_user(self, user_id: int, values: dict[str, Any]) -> None:
+        """Zero values mean unchanged."""
+        values = {name: value for name, value in values.items() if value and name not in ("id", "verification_code")}
+        if "password" in values:
+            values["password"] = hash_password(values["password"])
+        if values.get("status") == 2:
+            self.banned.add(user_id)
+        elif values.get("status") == 1:
+            self.banned.discard(user_id)
+        self.update("users", user_id, values)
+
+    # -- tokens ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def token(row: sqlite3.Row) -> dict[str, Any]:
+        return {name: bool(row[name]) if kind == "bool" else row[name] for name, kind in TOKEN.items()}
+
+    # -- channels ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def channel(row: sqlite3.Row, *, key: bool = False) -> dict[str, Any]:
+        result = {name: row[name] if row[name] is not None or CHANNEL[name].startswith("*") else 0 for name in CHANNEL}
+        if not key:
+            result["key"] = ""
+        return result
+
+    def add_channels(self, body: dict[str, Any]) -> None:
+        """One channel per line of the key, in one statement; the abilities follow outside of it, so they can be missing."""
+        body = {**body, "created_time": int(time.time())}
+        for name, value in CHANNEL_DEFAULTS.items():
+            if not body[name] and body[name] != value:
+                body[name] = value
+        keys = [key for key in body["key"].split("\n") if key]
+        if not keys:
+            raise Refused("empty slice found")
+        made: list[int] = []
+        with self.transaction():
+            for key in keys:
+                values = {**body, "key": key}
+                if not values["id"]:
+                    del values["id"]
+                made.append(self.insert("channels", values))
+        for channel_id in made:
+            self.add_abilities({**body, "id": channel_id})
+
+    def add_abilities(self, channel: dict[str, Any]) -> None:
+        rows = [
+            (group, model, channel["id"], channel["status"] == 1, 0 if channel["priority"] is None else channel["priority"])
+            for model in channel["models"].split(",")
+            for group in channel["group"].split(",")
+        ]
+        with self.transaction():
+            self.db.executemany("INSERT INTO abilities VALUES (?, ?, ?, ?, ?)", rows)
+
+    def change_channel(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Plain zero values and null pointers mean unchanged. An unknown id is no error and leaves abilities behind."""
+        if not body["id"]:
+            raise Refused("WHERE conditions required")
+        values = {
+            name: value
+            for name, value in body.items()
+            if name != "id" and (value is not None if CHANNEL[name].startswith("*") else value)
+        }
+        self.update("channels", body["id"], values)
+        row = self.row("SELECT * FROM channels WHERE id = ?", body["id"])
+        channel = self.channel(row, key=True) if row else body
+        self.db.execute("DELETE FROM abilities WHERE channel_id = ?", (body["id"],))
+        self.add_abilities(channel)
+        return channel
+
+    def pick_channel(self, group: str, model: str, any_priority: bool = False) -> tuple[int, sqlite3.Row | None]:
+        """(0, None): no ability; (id, None): an ability whose channel is gone."""
+        where = "`group` = ? AND model = ? AND enabled = 1"
+        args: tuple[Any, ...] = (group, model)
+        if not any_priority:
+            where += f" AND priority = (SELECT MAX(priority) FROM abilities WHERE {where})"
+            args *= 2
+        found = self.row(f"SELECT channel_id FROM abilities WHERE {where} ORDER BY RANDOM() LIMIT 1", *args)
+        if found is None:
+            return 0, None
+        return found["channel_id"], self.row("SELECT * FROM channels WHERE id = ?", found["channel_id"])
+
+    def group_models(self, group: str) -> list[str]:
+        rows = self.rows("SELECT DISTINCT model FROM abilities WHERE `group` = ? AND enabled = 1", group)
+        return sorted(row["model"] for row in rows)
+
+
+def bind_body(body: bytes, fields: dict[str, str], struct: str, package: str = "model") -> dict[str, Any]:
+    """Read a request body into a struct; a fault becomes a refusal with Go's text."""
+    try:
+        return bind(decode(body), fields, struct, package)
+    except GoError as exc:
+        raise Refused(str(exc)) from exc
+
+
+def model_mapping(text: str | None) -> dict[str, str]:
+    """Invalid text is ignored at relay time."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()) else {}

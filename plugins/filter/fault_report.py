@@ -1,0 +1,53 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+DOCUMENTATION = r"""
+name: fault_report
+short_description: One report of the faults of all hosts
+version_added: 1.0.0
+author: selfhosted.fastgpt contributors (@selfhosted)
+description:
+  - A fault that several hosts share is told once, with their names.
+positional: _input
+options:
+  _input:
+    description: Host names and the list of each one's faults.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- ansible.builtin.fail:
+    msg: "{{ {'app-1': ['oneapi_port: 99999: not a port']} | selfhosted.fastgpt.fault_report }}"
+"""
+
+RETURN = r"""
+_value:
+  description: Lines of text, empty where there is no fault.
+  type: list
+  elements: str
+"""
+
+
+def fault_report(faults: Mapping[str, Sequence[str]]) -> list[str]:
+    hosts: dict[str, list[str]] = {}
+    for host, own in faults.items():
+        for fault in own:
+            hosts.setdefault(fault, []).append(host)
+    if not hosts:
+        return []
+    lines = ["Nothing was changed. %d fault%s in this inventory:" % (len(hosts), "" if len(hosts) == 1 else "s")]
+    for number, (fault, where) in enumerate(hosts.items(), 1):
+        names = ", ".join(where) if len(where) < len(faults) or len(faults) == 1 else "all hosts"
+        lines.append("%d. [%s] %s" % (number, names, fault))
+    return lines
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"fault_report": fault_report}

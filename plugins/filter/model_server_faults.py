@@ -1,0 +1,280 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: model_server_faults
+short_description: What is wrong with a list of model servers
+version_added: 1.0.0
+author:
+  - selfhosted.fastgpt contributors (@selfhosted)
+description:
+  - Finds all faults of one host's C(model_servers) list at once, for any YAML value.
+  - A width or a placement that no available engine of the card serves is a fault whose remedy names the combinations that work.
+positional: cards, host
+options:
+  _input:
+    description: The host's C(model_servers) list.
+    type: raw
+    required: true
+  cards:
+    description: Model cards, the catalogue followed by cards of your own.
+    type: list
+    elements: dict
+    required: true
+  host:
+    description: Name that begins every sentence, usually the host's.
+    type: str
+    default: ''
+"""
+
+EXAMPLES = r"""
+- name: Refuse a list with faults
+  ansible.builtin.assert:
+    that: faults == []
+    fail_msg: "{{ faults | join('\n') }}"
+  vars:
+    faults: "{{ model_servers | selfhosted.fastgpt.model_server_faults(model_cards_catalogue, inventory_hostname) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: One sentence for each fault, in the form host, variable, value, rule, remedy.
+  type: list
+  elements: str
+"""
+
+import re
+import typing as t
+from collections.abc import Mapping
+
+from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import (
+    DIMENSIONS_MAX,
+    KINDS,
+    PORT_MAX,
+    PORT_MIN,
+    WIDTHS,
+    choose_engine,
+    combinations_of,
+    door_ports,
+    engines_of,
+    fault,
+    index_cards,
+    is_available,
+    is_int,
+    is_list,
+    model_name_is_good,
+    nearest,
+    placement_devices,
+    served_models,
+    shown,
+    widths_of,
+)
+
+_KEYS = ("model", "port", "quantize_bit", "gpus", "engine", "weights")
+# What each source of weights needs besides its name.
+_SOURCES = {"modelscope": "id", "huggingface": "id", "url": "url", "path": "path"}
+_WEIGHT_KEYS = ("source", "id", "url", "path", "revision", "sha256")
+
+
+class _Server:
+    """Checks one item; collects into the list that it is given."""
+
+    def __init__(self, index: int, item: Mapping[t.Any, t.Any], cards: Mapping[str, Mapping[str, t.Any]], host: str, found: list[str]) -> None:
+        self.prefix = f"model_servers[{index}]"
+        self.item = item
+        self.cards = cards
+        self.host = host
+        self.found = found
+        self.card: Mapping[str, t.Any] | None = None
+        self.width_is_good = self.gpus_are_good = self.engine_is_good = True
+
+    def add(self, key: str, value: t.Any, rule: str, remedy: str) -> None:
+        self.found.append(fault(f"{self.prefix}.{key}" if key else self.prefix, shown(value), rule, remedy, self.host))
+
+    def check(self) -> None:
+        for key in self.item:
+            if key not in _KEYS:
+                self.add(str(shown(key)).strip('"'), self.item[key], "is no key of a model server", f"Remove it; {nearest(key, _KEYS)}")
+        self.check_model()
+        self.check_port()
+        self.check_quantize_bit()
+        self.check_gpus()
+        self.check_engine()
+        self.check_weights()
+        if self.card is not None:
+            self.check_card(self.card)
+            if self.width_is_good and self.gpus_are_good and self.engine_is_good:
+                self.check_served(self.card)
+
+    def check_model(self) -> None:
+        model = self.item.get("model")
+        if not isinstance(model, str) or not model:
+            self.add("model", model, "must be the name of a model card", f"Name one; {nearest('', self.cards)}")
+        elif model not in self.cards:
+            self.add("model", model, "there is no such model card", f"Correct the name ({nearest(model, self.cards)}), or add a card to model_cards_extra")
+        else:
+            self.card = self.cards[model]
+            if not model_name_is_good(model):
+                self.add("model", model, "may only have letters, digits, dots, dashes and underscores", "Rename the card in model_cards_extra")
+
+    def check_port(self) -> None:
+        port = self.item.get("port")
+        if not is_int(port) or not PORT_MIN <= t.cast(int, port) <= PORT_MAX:
+            rule = f"must be a number from {PORT_MIN} to {PORT_MAX}, since the engine takes the port 10000 above it and a reranker's adapter the one 20000 above"
+            self.add("port", port, rule, "Choose another, e.g. 8001")
+
+    def check_quantize_bit(self) -> None:
+        width = self.item.get("quantize_bit", 16)
+        if not is_int(width) or width not in WIDTHS:
+            self.width_is_good = False
+            self.add("quantize_bit", width, "must be the number 16, 8 or 4", "Leave it out for 16")
+
+    def check_gpus(self) -> None:
+        gpus = self.item.get("gpus", "auto")
+        if gpus == "auto":
+            return
+        if not is_list(gpus) or not all(is_int(index) and index >= 0 for index in gpus) or len(set(gpus)) != len(gpus):
+            self.gpus_are_good = False
+            self.add("gpus", gpus, "must be auto, a list of different GPU numbers such as [0, 1], or [] for the CPU", "Leave it out for auto")
+
+    def check_engine(self) -> None:
+        engine = self.item.get("engine")
+        if engine is None:
+            return
+        names = [str(candidate["name"]) for candidate in engines_of(self.card)] if self.card is not None else []
+        if not isinstance(engine, str):
+            self.engine_is_good = False
+            self.add("engine", engine, "must be the name of an engine", "Leave it out for the card's own")
+        elif self.card is not None and engine not in names:
+            self.engine_is_good = False
+            self.add("engine", engine, f"the card {self.card['name']} has no such engine", f"Leave it out, or choose from: {', '.join(dict.fromkeys(names))}")
+
+    def check_weights(self) -> None:
+        weights = self.item.get("weights")
+        if weights is None:
+            return
+        if not isinstance(weights, Mapping):
+            self.add("weights", weights, "must be a dictionary with a source", "Leave it out for the card's own weights")
+            return
+        for key in weights:
+            if key not in _WEIGHT_KEYS:
+                self.add(f"weights.{str(shown(key)).strip(chr(34))}", weights[key], "is no key of weights", f"Remove it; {nearest(key, _WEIGHT_KEYS)}")
+        source = weights.get("source")
+        if not isinstance(source, str) or source not in _SOURCES:
+            self.add("weights.source", source, f"must be one of {', '.join(_SOURCES)}", "Say where the weights come from")
+            return
+        needed = _SOURCES[source]
+        value = weights.get(needed)
+        if not isinstance(value, str) or not value:
+            self.add(f"weights.{needed}", value, f"source {source} needs it as text", "Add it")
+        elif needed == "path" and not value.startswith("/"):
+            self.add("weights.path", value, "must be an absolute path on the host", "Write it from the root, e.g. /srv/models/m3e-large")
+        elif needed == "url" and not re.fullmatch(r"https?://[^\s/]+\S*", value):
+            self.add("weights.url", value, "must be an http:// or https:// URL", "Correct it")
+        elif needed == "id" and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", value, re.ASCII):
+            self.add("weights.id", value, "must have the form owner/name", "Copy it from the address of the model's page")
+        for key, pattern, rule in (
+            ("revision", r"[\w./-]{1,128}", "must be a branch, tag or commit as text"),
+            ("sha256", r"[0-9a-fA-F]{64}", "must be 64 hexadecimal digits as text"),
+        ):
+            extra = weights.get(key)
+            if extra is not None and (not isinstance(extra, str) or not re.fullmatch(pattern, extra, re.ASCII)):
+                self.add(f"weights.{key}", extra, rule, "Quote it, or leave it out")
+
+    def check_card(self, card: Mapping[str, t.Any]) -> None:
+        """A card of the user's own may be wrong in itself."""
+        remedy = f"Correct the card {card['name']} in model_cards_extra"
+        kind = card.get("kind")
+        if kind not in KINDS:
+            self.add("model", card["name"], f"its card has the kind {shown(kind)}, not one of {', '.join(KINDS)}", remedy)
+        elif kind == "embedding":
+            size = card.get("dimensions")
+            if not is_int(size) or t.cast(int, size) < 1:
+                self.add("model", card["name"], f"its card has the dimensions {shown(size)}, not a positive number", remedy)
+            elif t.cast(int, size) > DIMENSIONS_MAX:
+                rule = f"its vectors have {size} dimensions, of which FastGPT would silently keep {DIMENSIONS_MAX}"
+                self.add("model", card["name"], rule, f"Choose an embedding model with at most {DIMENSIONS_MAX}")
+        if not is_int(card.get("context")) or t.cast(int, card["context"]) < 1:
+            self.add("model", card["name"], f"its card has the context {shown(card.get('context'))}, not a positive number of tokens", remedy)
+        if not engines_of(card):
+            self.add("model", card["name"], "its card has no engines, each with name and device (cpu or gpu)", remedy)
+
+    def check_served(self, card: Mapping[str, t.Any]) -> None:
+        width, gpus, engine = self.item.get("quantize_bit", 16), self.item.get("gpus", "auto"), self.item.get("engine")
+        if not engines_of(card) or choose_engine(card, width, gpus, engine):
+            return
+        working = combinations_of(card)
+        if not working:
+            coming = ", ".join(dict.fromkeys(str(item["name"]) for item in engines_of(card) if not is_available(item)))
+            others = ", ".join(served_models(self.cards, card.get("kind"))) or "none in this catalogue"
+            rule = f"needs an engine that comes in a later release ({coming})" if coming else "no engine of its card serves it"
+            self.add("model", card["name"], rule, f"Choose a {card.get('kind')} model that this release serves: {others}")
+            return
+        remedy = "What works: " + "; ".join(working)
+        devices = placement_devices(gpus)
+        here = [item for item in engines_of(card) if item["device"] in devices and engine in (None, item["name"])]
+        later = [item for item in here if width in widths_of(item) and not is_available(item)]
+        ready = [item for item in here if is_available(item)]
+        if ready and not later:
+            self.add("quantize_bit", width, f"no engine serves {card['name']} in this width there", remedy)
+        elif later:
+            rule = f"{later[0]['name']} on {str(later[0]['device']).upper()}s comes in a later release"
+            key = "engine" if engine is not None else "gpus" if gpus != "auto" else "quantize_bit"
+            self.add(key, self.item.get(key, 16), rule, remedy)
+        elif engine is not None:
+            self.add("engine", engine, f"does not serve {card['name']} on this placement", remedy)
+        else:
+            self.add("gpus", gpus, f"no engine serves {card['name']} on this placement", remedy)
+
+
+def _clashes(servers: list[tuple[int, Mapping[t.Any, t.Any]]], cards: Mapping[str, Mapping[str, t.Any]], host: str) -> list[str]:
+    found: list[str] = []
+    owners: dict[int, tuple[int, str]] = {}
+    models: dict[str, int] = {}
+    for index, item in servers:
+        model, port = item.get("model"), item.get("port")
+        if isinstance(model, str) and model:
+            if model in models:
+                rule = f"is on this host already, in model_servers[{models[model]}]"
+                found.append(fault(f"model_servers[{index}].model", shown(model), rule, "Remove one; a second host takes a second server of a model", host))
+            else:
+                models[model] = index
+        if not is_int(port) or not PORT_MIN <= t.cast(int, port) <= PORT_MAX:
+            continue
+        card = cards.get(model) if isinstance(model, str) else None
+        for number, part in door_ports(t.cast(int, port), card.get("kind") if card else None).items():
+            if number in owners and owners[number][0] != index:
+                other, other_part = owners[number]
+                rule = f"its {part} takes port {number}, which is the {other_part}'s of model_servers[{other}]"
+                found.append(fault(f"model_servers[{index}].port", shown(port), rule, "Choose another port", host))
+                break
+            owners.setdefault(number, (index, part))
+    return found
+
+
+def model_server_faults(servers: t.Any, cards: t.Any, host: t.Any = "") -> list[str]:
+    where = str(host or "")
+    if servers is None:
+        return []
+    if not is_list(servers):
+        return [fault("model_servers", shown(servers), "must be a list", "Begin every model server with a dash", where)]
+    known = index_cards(cards)
+    found: list[str] = []
+    good: list[tuple[int, Mapping[t.Any, t.Any]]] = []
+    for index, item in enumerate(servers):
+        if isinstance(item, Mapping):
+            good.append((index, item))
+            _Server(index, item, known, where, found).check()
+        else:
+            found.append(fault(f"model_servers[{index}]", shown(item), "must be a dictionary with model and port", "Write - {model: M3E-large, port: 8002}", where))
+    return found + _clashes(good, known, where)
+
+
+class FilterModule:
+    """Filter of the same name."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"model_server_faults": model_server_faults}

@@ -1,0 +1,169 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE: for the filters of this collection only; it may change in any release.
+"""What several filters know about model cards, ports, versions and fault lines. Everything here is a pure function."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import typing as t
+from collections.abc import Mapping, Sequence
+
+KINDS = ("chat", "embedding", "rerank")
+WIDTHS = (16, 8, 4)
+# The engine of a door at port P listens on loopback at P + 10000, a reranker's adapter at P + 20000.
+ENGINE_OFFSET = 10000
+ADAPTER_OFFSET = 20000
+PORT_MIN = 1024
+PORT_MAX = 65535 - ADAPTER_OFFSET
+# FastGPT cuts longer vectors off without a word and pads shorter ones.
+DIMENSIONS_MAX = 1536
+FASTGPT_FIRST = (4, 6, 8)
+FASTGPT_MODELS_LEAVE_FILE = (4, 8, 20)
+FASTGPT_FILE_REMOVED = (4, 15, 0)
+
+_USERINFO = re.compile(r"(://)[^/@\s\"']*@")
+# No slash and no comma: the name is a directory on the model server and an item of One-API's comma lists.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_VERSION = re.compile(r"(v?)(\d+)\.(\d+)(?:\.(\d+))?(-[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def is_int(value: t.Any) -> bool:
+    """True and False are ints in Python, but never a port or a width."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_list(value: t.Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
+def shown(value: t.Any, limit: int = 80) -> str:
+    """One printable line for any value; the user part of a URL is left out."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
+    except (TypeError, ValueError, RecursionError):
+        text = f"({type(value).__name__})"
+    text = _USERINFO.sub(r"\1***@", text)
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def fault(variable: str, value: str, rule: str, remedy: str, where: str = "") -> str:
+    """The one form of a fault; `value` is printable already, e.g. by shown()."""
+    return ": ".join(part for part in (where, variable, value, rule) if part) + f". {remedy}."
+
+
+def nearest(name: t.Any, known: t.Iterable[t.Any]) -> str:
+    """A sentence part that names what was probably meant."""
+    names = sorted({str(item) for item in known})
+    if not names:
+        return "none is known"
+    by_case = {item.casefold(): item for item in names}
+    close = difflib.get_close_matches(str(name).casefold()[:200], list(by_case), n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(by_case[item] for item in close) + "?"
+    return "known: " + ", ".join(names[:20])
+
+
+def index_cards(cards: t.Any) -> dict[str, Mapping[str, t.Any]]:
+    """Cards by name; a later one replaces an earlier one, so that cards of the user's win over the catalogue."""
+    found: dict[str, Mapping[str, t.Any]] = {}
+    for card in cards if is_list(cards) else []:
+        if isinstance(card, Mapping) and isinstance(card.get("name"), str):
+            found[str(card["name"])] = card
+    return found
+
+
+def engines_of(card: Mapping[str, t.Any]) -> list[Mapping[str, t.Any]]:
+    engines = card.get("engines")
+    return [
+        engine
+        for engine in (engines if is_list(engines) else [])
+        if isinstance(engine, Mapping) and isinstance(engine.get("name"), str) and engine.get("device") in ("cpu", "gpu")
+    ]
+
+
+def widths_of(engine: Mapping[str, t.Any]) -> list[int]:
+    widths = engine.get("quantize_bits", [16])
+    return [int(width) for width in widths if is_int(width)] if is_list(widths) else []
+
+
+def is_available(engine: Mapping[str, t.Any]) -> bool:
+    return engine.get("available", True) is not False
+
+
+def placement_devices(gpus: t.Any) -> tuple[str, ...]:
+    """The devices that `gpus` allows, in the order in which they are tried."""
+    if gpus == "auto":
+        return ("cpu", "gpu")
+    return ("gpu",) if gpus else ("cpu",)
+
+
+def choose_engine(card: Mapping[str, t.Any], quantize_bit: int, gpus: t.Any, engine: str | None = None) -> Mapping[str, t.Any] | None:
+    """The card's first available engine for the width and the placement, or None."""
+    for device in placement_devices(gpus):
+        for candidate in engines_of(card):
+            if engine is not None and candidate["name"] != engine:
+                continue
+            if candidate["device"] == device and is_available(candidate) and quantize_bit in widths_of(candidate):
+                return candidate
+    return None
+
+
+def combinations_of(card: Mapping[str, t.Any]) -> list[str]:
+    """What this release can serve of a card, in words for a remedy."""
+    found: list[str] = []
+    for engine in engines_of(card):
+        if is_available(engine):
+            gpus = "gpus: []" if engine["device"] == "cpu" else "gpus: [0]"
+            found += [f"quantize_bit: {width} with {gpus} ({engine['name']} on {engine['device'].upper()})" for width in widths_of(engine)]
+    return found
+
+
+def served_models(cards: Mapping[str, Mapping[str, t.Any]], kind: t.Any) -> list[str]:
+    return [name for name, card in cards.items() if card.get("kind") == kind and combinations_of(card)]
+
+
+def model_name_is_good(name: str) -> bool:
+    return _MODEL_NAME.fullmatch(name) is not None
+
+
+def door_ports(port: int, kind: t.Any) -> dict[int, str]:
+    """Every port that a model server takes on its host."""
+    ports = {port: "door", port + ENGINE_OFFSET: "engine"}
+    if kind == "rerank":
+        ports[port + ADAPTER_OFFSET] = "rerank adapter"
+    return ports
+
+
+def parse_version(value: t.Any) -> tuple[int, int, int] | None:
+    """`v4.8.9` or `v4.8.15-fix3` as numbers; None for what is no image tag of FastGPT's."""
+    match = _VERSION.fullmatch(value) if isinstance(value, str) else None
+    # The only tags without v are two fix releases (4.8.12-fix, 4.8.13-fix).
+    if not match or not (match[1] or match[5]):
+        return None
+    return int(match[2]), int(match[3]), int(match[4] or 0)
+
+
+def version_fault(value: t.Any, variable: str = "fastgpt_version") -> str | None:
+    """Why this release cannot configure that FastGPT, or None."""
+    served = "Choose v4.6.8 to v4.8.19, e.g. v4.8.9"
+    version = parse_version(value)
+    if version is None:
+        return fault(variable, shown(value), "is not an image tag of the form v4.8.9", f'Write it as quoted text with its v. {served}')
+    if version < FASTGPT_FIRST:
+        return fault(variable, shown(value), "is older than v4.6.8, whose config.json is the first that this collection writes", served)
+    if version >= FASTGPT_FILE_REMOVED:
+        return fault(variable, shown(value), "no longer reads a config.json and wants AI Proxy, which this release does not set up", served)
+    if version >= FASTGPT_MODELS_LEAVE_FILE:
+        return fault(
+            variable,
+            shown(value),
+            "keeps its models in MongoDB behind its model API since v4.8.20 and ignores those of config.json; this release does not serve that API yet",
+            served,
+        )
+    return None
