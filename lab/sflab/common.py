@@ -26,6 +26,7 @@ REPO = LAB_DIR.parent
 STATE = REPO / ".lab"
 FILES = STATE / "files"
 LOGS = STATE / "log"
+SCRATCH = STATE / "tmp"
 START = time.monotonic()
 _print_lock = threading.Lock()
 

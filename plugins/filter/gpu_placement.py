@@ -49,17 +49,17 @@ import typing as t
 from collections.abc import Mapping
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import choose_engine, combinations_of, index_cards, is_list, nearest, shown
+from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import choose_engine, combinations_of, index_cards, is_int, is_list, nearest, shown
 
 
 def gpu_placement(servers: t.Any, cards: t.Any, gpus: t.Any = None) -> dict[int, list[int]]:
     if not is_list(servers):
         raise AnsibleFilterError(f"gpu_placement: {shown(servers)}: must be a model_servers list.")
     known = index_cards(cards)
-    present = [gpu.get("index") for gpu in gpus or [] if isinstance(gpu, Mapping)]
+    present = [gpu["index"] for gpu in gpus or [] if isinstance(gpu, Mapping) and is_int(gpu.get("index"))]
     placement: dict[int, list[int]] = {}
     for server in servers:
-        if not isinstance(server, Mapping) or not isinstance(server.get("model"), str):
+        if not isinstance(server, Mapping) or not isinstance(server.get("model"), str) or not is_int(server.get("port")):
             raise AnsibleFilterError(f"gpu_placement: {shown(server)}: every item must be a dictionary with model and port.")
         model = server["model"]
         if model not in known:

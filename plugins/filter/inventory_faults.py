@@ -17,7 +17,8 @@ options:
   _input:
     description:
       - A dictionary with C(groups), group names and their lists of hosts; C(hosts), host names and dictionaries with C(node_address), C(model_servers),
-        C(ports) (names of the services on that host and their ports) and C(ansible_connection); C(cards), the model cards; C(oneapi_database);
+        C(ports) (names of the services on that host and their ports; without it C(oneapi_port) and the like count) and C(ansible_connection);
+        C(cards), the model cards; C(oneapi_database); C(gateway_given), whether another gateway is used, so that these groups may be empty;
         C(fastgpt_version); C(public_url), the value of C(fastgpt_public_url); C(urls), names of variables and their URLs; C(registries), the value of
         C(image_registries).
       - What is absent is not checked, except groups, hosts and models.
@@ -36,7 +37,7 @@ EXAMPLES = r"""
         box:
           node_address: 10.0.0.5
           model_servers: "{{ model_servers }}"
-          ports: {oneapi: 8000, fastgpt: 8080, mongodb: 27017, pgvector: 5432}
+          fastgpt_port: 8088
       cards: "{{ model_cards_catalogue }}"
       fastgpt_version: v4.8.9
 """
@@ -76,6 +77,8 @@ _GROUPS = {
     "pgvector": "PostgreSQL with pgvector",
     "fastgpt": "FastGPT",
 }
+# Where an inventory leaves a port unset.
+_PORTS = {"gateway": ("oneapi", 8000), "mongodb": ("mongodb", 27017), "pgvector": ("pgvector", 5432), "fastgpt": ("fastgpt", 8080)}
 # Behind these doors a container listens on loopback, 10000 above the door.
 _DOORS = ("oneapi", "fastgpt")
 _NAME = re.compile(r"(?=.{1,253}$)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
@@ -159,8 +162,9 @@ class _Inventory:
 
     def check_groups(self) -> None:
         for group, purpose in _GROUPS.items():
-            if not self.groups[group]:
-                self.add(group, "group", [], f"has no host, but {purpose} must run somewhere", f"Put a host in the group {group}; one host may be in all groups")
+            if not self.groups[group] and not (group in ("gpu", "gateway") and self.data.get("gateway_given")):
+                rule = f"has no host, but {purpose} must run somewhere"
+                self.add(group, "group", [], rule, f"Put a host in the group {group}; one host may be in all groups")
         if len(self.groups["pgvector"]) > 1:
             self.add("pgvector", "group", self.groups["pgvector"], "must have exactly one host", "Leave one in it; PostgreSQL is not replicated here")
         members = self.groups["mongodb"]
@@ -205,32 +209,31 @@ class _Inventory:
     def check_models(self) -> None:
         kinds: set[t.Any] = set()
         unknown = False
-        for host in self.used:
+        for host in self.groups["gpu"]:
             servers = self.hosts.get(host, {}).get("model_servers")
-            if not is_list(servers) or not servers:
-                continue
-            if host not in self.groups["gpu"]:
-                self.add(host, "model_servers", servers, "is set on a host outside the group gpu, where nothing reads it", "Put the host in the group gpu")
-                continue
-            for item in servers:
+            for item in servers if is_list(servers) else []:
                 model = item.get("model") if isinstance(item, Mapping) else None
                 card = self.cards.get(model) if isinstance(model, str) else None
                 unknown = unknown or card is None
                 kinds.add(card.get("kind") if card else None)
         for kind, purpose in (("chat", "answers"), ("embedding", "finds passages")):
             # Behind an unknown name there may be the missing kind; its own fault is enough then.
-            if kind not in kinds and not unknown and self.groups["gpu"]:
+            if kind not in kinds and not unknown and self.groups["gpu"] and not self.data.get("gateway_given"):
                 rule = f"no host serves a model of the kind {kind}, so nothing {purpose}"
-                self.add("gpu", "model_servers", sorted(map(str, kinds)), rule, f"Add one, e.g. {', '.join(served_models(self.cards, kind)[:3]) or 'a card of your own'}")
+                examples = ", ".join(served_models(self.cards, kind)[:3]) or "a card of your own"
+                self.add("gpu", "model_servers", sorted(map(str, kinds)), rule, f"Add one, e.g. {examples}")
 
     def check_ports(self) -> None:
         for host in self.used:
             values = self.hosts.get(host, {})
             owners: dict[int, tuple[str, bool]] = {}
-            services = values.get("ports")
+            services = values.get("ports", self.default_ports(host, values))
             for service, port in (services if isinstance(services, Mapping) else {}).items():
                 door = service in _DOORS
                 most = 65535 - ENGINE_OFFSET if door else 65535
+                # As the roles' argument specs do: a number given on the command line arrives as text.
+                if isinstance(port, str) and re.fullmatch(r"[0-9]{1,6}", port, re.ASCII):
+                    port = int(port)
                 if not is_int(port) or not 1 <= port <= most:
                     behind = ", since its container listens 10000 above it" if door else ""
                     self.add(host, f"{service}_port", port, f"must be a number from 1 to {most}{behind}", "Choose another")
@@ -249,6 +252,9 @@ class _Inventory:
                 variable = f"model_servers[{index}].port"
                 taken = {number: f"the {part} of model_servers[{index}]" for number, part in door_ports(port, card.get("kind") if card else None).items()}
                 self.claim(host, variable, port, taken, owners, False)
+
+    def default_ports(self, host: str, values: Mapping[str, t.Any]) -> dict[str, t.Any]:
+        return {service: values.get(f"{service}_port", port) for group, (service, port) in _PORTS.items() if host in self.groups[group]}
 
     def claim(self, host: str, variable: str, port: int, taken: Mapping[int, str], owners: dict[int, tuple[str, bool]], service: bool) -> None:
         for number, what in taken.items():

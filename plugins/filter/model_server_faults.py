@@ -122,8 +122,8 @@ class _Server:
 
     def check_port(self) -> None:
         port = self.item.get("port")
-        if not is_int(port) or not PORT_MIN <= t.cast(int, port) <= PORT_MAX:
-            rule = f"must be a number from {PORT_MIN} to {PORT_MAX}, since the engine takes the port 10000 above it and a reranker's adapter the one 20000 above"
+        if not is_int(port) or not PORT_MIN <= port <= PORT_MAX:
+            rule = f"must be a number from {PORT_MIN} to {PORT_MAX}, since the engine takes the port 10000 above it and an adapter the one 20000 above"
             self.add("port", port, rule, "Choose another, e.g. 8001")
 
     def check_quantize_bit(self) -> None:
@@ -192,12 +192,12 @@ class _Server:
             self.add("model", card["name"], f"its card has the kind {shown(kind)}, not one of {', '.join(KINDS)}", remedy)
         elif kind == "embedding":
             size = card.get("dimensions")
-            if not is_int(size) or t.cast(int, size) < 1:
+            if not is_int(size) or size < 1:
                 self.add("model", card["name"], f"its card has the dimensions {shown(size)}, not a positive number", remedy)
-            elif t.cast(int, size) > DIMENSIONS_MAX:
+            elif size > DIMENSIONS_MAX:
                 rule = f"its vectors have {size} dimensions, of which FastGPT would silently keep {DIMENSIONS_MAX}"
                 self.add("model", card["name"], rule, f"Choose an embedding model with at most {DIMENSIONS_MAX}")
-        if not is_int(card.get("context")) or t.cast(int, card["context"]) < 1:
+        if not is_int(card.get("context")) or card["context"] < 1:
             self.add("model", card["name"], f"its card has the context {shown(card.get('context'))}, not a positive number of tokens", remedy)
         if not engines_of(card):
             self.add("model", card["name"], "its card has no engines, each with name and device (cpu or gpu)", remedy)
@@ -242,10 +242,10 @@ def _clashes(servers: list[tuple[int, Mapping[t.Any, t.Any]]], cards: Mapping[st
                 found.append(fault(f"model_servers[{index}].model", shown(model), rule, "Remove one; a second host takes a second server of a model", host))
             else:
                 models[model] = index
-        if not is_int(port) or not PORT_MIN <= t.cast(int, port) <= PORT_MAX:
+        if not is_int(port) or not PORT_MIN <= port <= PORT_MAX:
             continue
         card = cards.get(model) if isinstance(model, str) else None
-        for number, part in door_ports(t.cast(int, port), card.get("kind") if card else None).items():
+        for number, part in door_ports(port, card.get("kind") if card else None).items():
             if number in owners and owners[number][0] != index:
                 other, other_part = owners[number]
                 rule = f"its {part} takes port {number}, which is the {other_part}'s of model_servers[{other}]"
@@ -269,7 +269,8 @@ def model_server_faults(servers: t.Any, cards: t.Any, host: t.Any = "") -> list[
             good.append((index, item))
             _Server(index, item, known, where, found).check()
         else:
-            found.append(fault(f"model_servers[{index}]", shown(item), "must be a dictionary with model and port", "Write - {model: M3E-large, port: 8002}", where))
+            remedy = "Write it as - {model: M3E-large, port: 8002}"
+            found.append(fault(f"model_servers[{index}]", shown(item), "must be a dictionary with model and port", remedy, where))
     return found + _clashes(good, known, where)
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
@@ -40,6 +42,10 @@ options:
     description: Number of connections that PostgreSQL accepts.
     type: int
     default: 100
+  settings:
+    description: Settings that win over those worked out here. C(/dev/shm) follows a larger C(maintenance_work_mem).
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -82,6 +88,7 @@ _value:
 MIB = 1024 * 1024
 PAGE = 8192
 HNSW_M = 32
+UNITS = {"B": 1, "kB": 1024, "MB": MIB, "GB": 1024 * MIB, "TB": MIB * MIB}
 
 # (vectors up to, CPUs, memory in GB, disk in GB): the table of FastGPT's documentation
 MINIMUM = ((100_000, 2, 2, 5), (1_000_000, 4, 8, 50), (5_000_000, 8, 32, 200))
@@ -126,8 +133,30 @@ def clamp(value: float, least: float, most: float) -> int:
     return int(max(least, min(value, most)))
 
 
+def as_text(name: str, value: Any) -> str:
+    """A setting as PostgreSQL reads it on its command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if not isinstance(value, (str, int, float)):
+        raise AnsibleFilterError(f"pgvector_settings: settings: {name}: must be a text, a number or a boolean, not {type(value).__name__}.")
+    return str(value)
+
+
+def mebibytes(name: str, text: str) -> int:
+    """A memory setting in MiB; PostgreSQL counts a bare number in kB."""
+    match = re.fullmatch(r"([0-9]+) *(B|kB|MB|GB|TB|)", text.strip())
+    if not match:
+        raise AnsibleFilterError(f"pgvector_settings: settings: {name}: {text!r}: must be a size such as 512MB or 2GB.")
+    return math.ceil(int(match[1]) * UNITS[match[2] or "kB"] / MIB)
+
+
 def pgvector_settings(
-    expected_vectors: int, memory_mb: int, cpus: int, dimensions: int = 1536, max_connections: int = 100
+    expected_vectors: int,
+    memory_mb: int,
+    cpus: int,
+    dimensions: int = 1536,
+    max_connections: int = 100,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     vectors = whole("expected_vectors", expected_vectors, 1)
     memory = whole("memory_mb", memory_mb, 256)
@@ -151,18 +180,22 @@ def pgvector_settings(
     build = needed if needed <= 0.6 * memory else clamp((memory - 4096) / 2, maintenance, 0.6 * memory)
     build = max(build, maintenance)
 
+    chosen = {
+        "autovacuum_work_mem": f"{autovacuum}MB",
+        "effective_cache_size": f"{memory * 3 // 4}MB",
+        "maintenance_work_mem": f"{maintenance}MB",
+        "max_connections": str(connections),
+        "max_parallel_maintenance_workers": str(clamp(min(cores - 1, memory // 4096), 0, 7)),
+        "max_parallel_workers": str(max(2, cores)),
+        "max_wal_size": f"{max_wal}MB",
+        "max_worker_processes": str(max(8, cores)),
+        "shared_buffers": f"{shared_buffers}MB",
+    }
+    chosen.update({str(name): as_text(str(name), value) for name, value in (settings or {}).items()})
+    build = max(build, mebibytes("maintenance_work_mem", chosen["maintenance_work_mem"]))
+
     return {
-        "settings": {
-            "autovacuum_work_mem": f"{autovacuum}MB",
-            "effective_cache_size": f"{memory * 3 // 4}MB",
-            "maintenance_work_mem": f"{maintenance}MB",
-            "max_connections": str(connections),
-            "max_parallel_maintenance_workers": str(clamp(min(cores - 1, memory // 4096), 0, 7)),
-            "max_parallel_workers": str(max(2, cores)),
-            "max_wal_size": f"{max_wal}MB",
-            "max_worker_processes": str(max(8, cores)),
-            "shared_buffers": f"{shared_buffers}MB",
-        },
+        "settings": chosen,
         # A parallel build keeps its graph in /dev/shm and fails where that is smaller than maintenance_work_mem.
         "shm_mb": max(128, math.ceil(1.05 * build / 64) * 64),
         "build_mb": build,

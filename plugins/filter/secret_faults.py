@@ -57,17 +57,17 @@ from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import 
 _HIDDEN = "(hidden)"
 _GENERATE = "Let playbooks/secrets.yml generate it, or set a value of your own in the vault file"
 # Passwords and keys of the seed, of upstream compose files and of their documentation, in lower case.
-_KNOWN = frozenset(
-    """
-    123456 1234 12345 12345678 123456789 1234567890 0000 00000000 11111111 88888888 666666 888888
-    password passw0rd password1 p@ssw0rd admin administrator root rootpassword user username guest default test testtest none null any secret secretkey token
-    changeme change_me changeit example qwerty letmein
-    root_key rootkey file_token_key filetoken token_key tokenkey fastgpt fastgpt_root fastgptroot fastgptkey fastgpt_key
-    access_token accesstoken sk_key sk-key skkey api_key apikey empty
-    myname mypassword myusername mypass oneapi oneapikey oneapimmysql one-api random_string initial_root_token
-    aiproxy aiproxykey minioadmin postgres pgvector mongo mongodb redis mysql
-    """.split()
-)
+# fmt: off
+_KNOWN = frozenset((
+    "123456", "1234", "12345", "12345678", "123456789", "1234567890", "0000", "00000000", "11111111", "88888888", "666666", "888888",
+    "password", "passw0rd", "password1", "p@ssw0rd", "admin", "administrator", "root", "rootpassword", "user", "username", "guest",
+    "default", "test", "testtest", "none", "null", "any", "secret", "secretkey", "token", "changeme", "change_me", "changeit", "example",
+    "qwerty", "letmein", "root_key", "rootkey", "file_token_key", "filetoken", "token_key", "tokenkey", "fastgpt", "fastgpt_root",
+    "fastgptroot", "fastgptkey", "fastgpt_key", "access_token", "accesstoken", "sk_key", "sk-key", "skkey", "api_key", "apikey", "empty",
+    "myname", "mypassword", "myusername", "mypass", "oneapi", "oneapikey", "oneapimmysql", "one-api", "random_string", "initial_root_token",
+    "aiproxy", "aiproxykey", "minioadmin", "postgres", "pgvector", "mongo", "mongodb", "redis", "mysql",
+))
+# fmt: on
 # sk-abc..., sk-xxxx, sk-aaabbbcccdddeee..., sk-123..., sk-your-key, sk-fastgpt and their like.
 _KNOWN_KEY = re.compile(r"(?:sk|fastgpt)-(?:x+|a+b+c+.*|0+|1+2+3*.*|(?:your|my|test|key|fastgpt|example|none|empty).*|\.+)", re.IGNORECASE | re.DOTALL)
 # One-API reads this very value as "unchanged".

@@ -40,7 +40,6 @@ NOT_YET_INITIALIZED = 94
 CONFIG_IN_PROGRESS = 109
 # The primary changed under us, or a former change is not yet on a majority: read again, try again.
 RETRY_CODES = frozenset({91, CONFIG_IN_PROGRESS, 189, 262, 308, 10058, 10107, 11600, 11602, 13435, 13436})
-SYSTEM_DATABASES = frozenset({"admin", "config", "local"})
 
 
 class MongoFault(Exception):
@@ -187,6 +186,10 @@ class Node:
         except pymongo.errors.OperationFailure as exc:
             raise Refused(self.address, int(exc.code or 0), _brief(exc)) from None
         except pymongo.errors.PyMongoError as exc:
+            # "Not primary" counts as a lost connection in the driver, but the server has answered.
+            details = getattr(exc, "details", None)
+            if isinstance(details, dict) and details.get("code"):
+                raise Refused(self.address, int(details["code"]), str(details.get("errmsg", _brief(exc)))) from None
             raise Unreachable(self.address, _brief(exc)) from None
         result = dict(answer)
         failed = result.get("writeConcernError")
@@ -219,9 +222,9 @@ class Node:
         batch = answer["cursor"]["firstBatch"]
         return dict(batch[0]) if batch else None
 
-    def user_databases(self) -> list[str]:
-        answer = self.command("listDatabases", nameOnly=True)
-        return sorted(d["name"] for d in answer["databases"] if d["name"] not in SYSTEM_DATABASES)
+    def user_collections(self) -> int:
+        """Collections outside MongoDB's own; also told by a server that is not initiated (0 where it cannot be known)."""
+        return int((self.command("serverStatus").get("catalogStats") or {}).get("collections", 0))
 
     def majority_write(self, seconds: float) -> int:
         """Write an oplog note that a majority must acknowledge: milliseconds. No collection is touched."""

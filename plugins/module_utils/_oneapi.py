@@ -350,6 +350,13 @@ class Client:
     def has_access_token(self) -> bool:
         return self._access_token is not None
 
+    def drop_access_token(self) -> None:
+        self._access_token = None
+
+    def settle(self) -> None:
+        """A breath between a lost answer and the look at what became of the request, which may still be under way."""
+        self._sleep(1)
+
     def _answer(
         self,
         method: str,

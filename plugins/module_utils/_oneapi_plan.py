@@ -111,6 +111,8 @@ def _normalise_channel(item: Row, version: tuple[int, int, int] | None) -> Row:
     config = item.get("config")
     result["config"] = None if config is None else dict(config)
     result["system_prompt"] = item.get("system_prompt")
+    if result["system_prompt"] and version and version < (0, 6, 9):
+        raise Fault(f"{where}: system_prompt: is unknown to this One-API. Leave it out, or upgrade to v0.6.9 or newer")
     return result
 
 
@@ -357,9 +359,10 @@ def token_changes(row: Row, wanted: Row) -> Row:
         changes["unlimited_quota"] = wanted["unlimited_quota"]
         if not wanted["unlimited_quota"] and wanted["remain_quota"] is not None:
             changes["remain_quota"] = wanted["remain_quota"]
-    elif not wanted["unlimited_quota"] and wanted["quota_policy"] == "always" and wanted["remain_quota"] is not None:
-        if row.get("remain_quota") != wanted["remain_quota"]:
-            changes["remain_quota"] = wanted["remain_quota"]
+        return changes
+    fill_up = not wanted["unlimited_quota"] and wanted["quota_policy"] == "always"
+    if fill_up and wanted["remain_quota"] not in (None, row.get("remain_quota")):
+        changes["remain_quota"] = wanted["remain_quota"]
     return changes
 
 
@@ -437,6 +440,8 @@ def option_wanted(key: str, value: t.Any) -> t.Any:
         if text not in ("true", "false"):
             raise Fault(f"options: {key}: {value!r} is neither true nor false")
         return text == "true"
+    if key == "EmailDomainWhitelist" and isinstance(value, list):
+        return ",".join(clean_list(value, f"options: {key}"))
     if isinstance(value, (bool, dict, list)):
         return value
     return _number_text(value) if isinstance(value, float) else str(value)

@@ -239,6 +239,14 @@ class ReplicaSet:
             "(its data stays), then run again."
         )
 
+    def running_name(self, node: m.Node) -> str:
+        """The set's name on the server's command line; empty where we may not ask."""
+        try:
+            options = node.command("getCmdLineOpts")["parsed"].get("replication", {})
+        except m.Refused:
+            return ""
+        return str(options.get("replSetName") or options.get("replSet") or "").split("/", maxsplit=1)[0]
+
     def check_kind(self, access: m.Access) -> None:
         if access.hello.get("msg") == "isdbgrid":
             raise m.MongoFault(
@@ -278,30 +286,38 @@ class ReplicaSet:
         for peer in peers:
             if not peer.own:
                 self.refuse_data(peer, None)
-        if access.by == "user" or access.by == "previous" or access.by == "open":
-            configured = access.node.command("getCmdLineOpts")["parsed"].get("replication", {})
-            running = configured.get("replSetName") or str(configured.get("replSet", "")).split("/")[0]
-            if running and running != self.name:
-                raise m.MongoFault(
-                    f"MongoDB at {self.settings.address} was started with --replSet {running}, but name is {self.name!r}: "
-                    "make both alike."
-                )
+        running = self.running_name(access.node)
+        if running and running != self.name:
+            raise m.MongoFault(
+                f"MongoDB at {self.settings.address} was started with --replSet {running}, but name is {self.name!r}: "
+                "make both alike."
+            )
+        if not planning.implicit_majority([{"_id": i, **w.as_dict(), "arbiterOnly": w.arbiter} for i, w in enumerate(self.wanted)]):
+            self.module.warn(
+                f"{self.name} is initiated with an arbiter and so few data members that w:1 becomes the default write concern: "
+                "writes that only the primary has are lost when it fails. Three data members avoid this."
+            )
         self.before = []
+        if not self.check and not self.initiate(access, own):
+            # Another run was faster; what it made is compared as any existing set is.
+            self.before = None
+            self.converge(access)
+            return
         self.steps.append(f"initiate {self.name} with " + ", ".join(self.hosts))
         self.changed = self.initiated = True
-        if self.check:
-            if access.by == "previous":
-                self.rotate(access)
-            return
+        if not self.check:
+            self.converge(access)
+        elif access.by == "previous":
+            self.rotate(access)
+
+    def initiate(self, access: m.Access, own: str | None) -> bool:
         try:
             access.node.command("replSetInitiate", planning.initial_config(self.name, self.wanted))
         except m.Refused as exc:
-            if exc.code != m.ALREADY_INITIALIZED:
-                raise m.MongoFault(self.explain_initiate(exc, own)) from None
-            # Another run was faster; what it made is compared below.
-            self.changed = self.initiated = False
-            self.steps.clear()
-        self.converge(access)
+            if exc.code == m.ALREADY_INITIALIZED:
+                return False
+            raise m.MongoFault(self.explain_initiate(exc, own)) from None
+        return True
 
     def explain_initiate(self, exc: m.Refused, own: str | None) -> str:
         text = f"MongoDB at {self.settings.address} refuses to initiate {self.name}: {exc.message} (code {exc.code})."
@@ -328,6 +344,11 @@ class ReplicaSet:
 
     def join(self, access: m.Access, peer: Peer, peers: list[Peer]) -> None:
         """We were sent to a server that is yet to become a member of a set that runs elsewhere."""
+        if not any(p.own for p in peers):
+            raise m.MongoFault(
+                f"{self.settings.address} is in no replica set and is none of the listed members, while {peer.host} is in "
+                f"{self.name!r}: connect to one of the listed members."
+            )
         other = self.keep(self.open_member(peer.host))
         members = [str(x["name"]) for x in other.node.status()["members"]]
         strangers = sorted(set(map(planning.normalise_host, members)) - set(self.hosts))
@@ -356,8 +377,7 @@ class ReplicaSet:
                 f"MongoDB at {self.settings.address} holds data of the replica set {config['_id']!r}, but name is {self.name!r}. The name "
                 f"of a set cannot be changed: start it with --replSet {config['_id']} and set name to it."
             )
-        configured = access.node.command("getCmdLineOpts")["parsed"].get("replication", {})
-        running = configured.get("replSetName") or str(configured.get("replSet", "")).split("/")[0]
+        running = self.running_name(access.node)
         if running and running != self.name:
             raise m.MongoFault(
                 f"MongoDB at {self.settings.address} holds data of the replica set {self.name!r} but was started with --replSet "
@@ -409,6 +429,8 @@ class ReplicaSet:
             access.node.command("replSetReconfig", fresh, force=True)
         except m.Refused as exc:
             raise m.MongoFault(f"The forced reconfiguration is refused: {exc.message} (code {exc.code}).") from None
+        self.steps.append(forced)
+        self.changed = True
         self.converge(access)
 
     def same_data(self, peer: Peer, config: dict[str, t.Any]) -> bool:
@@ -490,7 +512,7 @@ class ReplicaSet:
                 return
             try:
                 stored = node.stored_config()
-                databases = node.user_databases()
+                collections = node.user_collections()
             except m.Refused:
                 return
         if stored:
@@ -502,10 +524,10 @@ class ReplicaSet:
                 f"{', '.join(str(d['host']) for d in stored.get('members', []))}). Empty its data directory if that data may go, "
                 "or take it out of the list."
             )
-        if databases:
+        if collections:
             raise m.MongoFault(
-                f"{where} holds databases of its own ({', '.join(databases)}), which joining the set would delete: make it the server "
-                "that the module connects to (the first member keeps its data), or empty its data directory."
+                f"{where} holds data of its own (collections: {collections}), which joining the set would delete: make it the "
+                "server that the module connects to (the first member keeps its data), or empty its data directory."
             )
 
     # a primary
@@ -694,12 +716,13 @@ class ReplicaSet:
             time.sleep(0.3)
 
     def step_down(self, primary: m.Access) -> None:
-        self.steps.append(f"let {self.primary_host} step down as primary")
-        self.changed = True
         try:
             primary.node.command("replSetStepDown", 60, secondaryCatchUpPeriodSecs=10)
         except m.Unreachable:
+            # Before 4.2 the server drops the connection.
             pass
+        self.steps.append(f"let {self.primary_host} step down as primary")
+        self.changed = True
 
     def pin_write_concern(self, primary: m.Access, step: planning.Step) -> None:
         try:
@@ -741,9 +764,10 @@ class ReplicaSet:
     # password
 
     def rotate(self, primary: m.Access) -> m.Access:
-        self.steps.append(f"change the password of {self.settings.user}")
-        self.changed = self.rotated = True
+        text = f"change the password of {self.settings.user}"
         if self.check:
+            self.steps.append(text)
+            self.changed = self.rotated = True
             return primary
         try:
             primary.node.command(
@@ -757,6 +781,8 @@ class ReplicaSet:
             raise m.MongoFault(
                 f"The password of {self.settings.user} could not be changed on {primary.node.address}: {exc.message} (code {exc.code})."
             ) from None
+        self.steps.append(text)
+        self.changed = self.rotated = True
         return self.keep(self.open_member(primary.node.address))
 
 

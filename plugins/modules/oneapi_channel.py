@@ -61,7 +61,8 @@ options:
         type: str
       key:
         description:
-          - Key that One-API sends to the upstream. Needed to create a channel; say V(none) where the upstream asks for no key.
+          - Key that One-API sends to the upstream. Needed to create a channel; give any text, such as V(no-key-needed), where the upstream
+            asks for none.
           - See O(key_policy) for when it is written.
         type: str
       models:
@@ -109,6 +110,10 @@ options:
     type: str
     choices: [on_create, always]
     default: on_create
+notes:
+  - With a memory cache or Redis One-API routes to new and changed channels after its next synchronisation (E(SYNC_FREQUENCY), 600 seconds
+    by default). With Redis its list of routed models is as old, so that a channel that changed its models may be mended once more by the
+    next run within that time.
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
 seealso:
@@ -250,9 +255,7 @@ class Channels:
         if errors:
             raise _oneapi.OneApiError("; ".join(f"channel {name}: {text}" for name, text in sorted(errors.items())))
 
-    def _plan(
-        self, rows: list[dict[str, t.Any]], wanted: list[dict[str, t.Any]], rewrite: set[str], routeless: set[str]
-    ) -> _oneapi_plan.ChannelPlan:
+    def _plan(self, rows: list[dict[str, t.Any]], wanted: list[dict[str, t.Any]], rewrite: set[str], routeless: set[str]) -> _oneapi_plan.ChannelPlan:
         return _oneapi_plan.plan_channels(
             rows,
             wanted,
@@ -266,9 +269,7 @@ class Channels:
     def _check_keys(plan: _oneapi_plan.ChannelPlan) -> None:
         for channel in plan.creates:
             if not channel["key"]:
-                raise _oneapi_plan.Fault(
-                    f"channel {channel['name']}: key: is needed to create it. Give the upstream's key, or none if it asks for no key"
-                )
+                raise _oneapi_plan.Fault(f"channel {channel['name']}: key: is needed to create it. Give the upstream's key, or any text where it asks for none")
 
     def _foresee(self, plan: _oneapi_plan.ChannelPlan) -> None:
         if plan:
@@ -318,6 +319,8 @@ class Channels:
                 errors[name] = str(exc)
                 rewrite.add(name)
                 self.created.append(name)
+                if isinstance(exc, _oneapi.LostAnswer):
+                    self.client.settle()
         for row in plan.deletes:
             if len(errors) >= _ERRORS_PER_ROUND:
                 return

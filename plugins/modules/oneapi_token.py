@@ -98,7 +98,7 @@ EXAMPLES = r"""
     dest: /etc/fastgpt.env
     mode: "0600"
 
-- name: Give a colleague a limited token for a month
+- name: Give a colleague a limited token until the end of 2026
   selfhosted.fastgpt.oneapi_token:
     url: http://127.0.0.1:3000
     username: root
@@ -106,7 +106,7 @@ EXAMPLES = r"""
     name: trial
     unlimited_quota: false
     remain_quota: 500000
-    expired_time: "{{ now(utc=true).timestamp() | int + 30 * 86400 }}"
+    expired_time: 1798761600
     subnets: [10.0.0.0/8]
   no_log: true
 
@@ -229,6 +229,8 @@ class Token:
             if status is not None:
                 self.client.put("/api/token/?status_only=true", {"id": row["id"], "status": status})
         except (_oneapi.LostAnswer, _oneapi.Refused) as exc:
+            if isinstance(exc, _oneapi.LostAnswer):
+                self.client.settle()
             return str(exc)
         return self._delete(surplus)
 
@@ -242,9 +244,7 @@ class Token:
                 error = str(exc)
         return error
 
-    def _set_diff(
-        self, found: list[dict[str, t.Any]], changes: dict[str, t.Any], status: int | None, wanted: dict[str, t.Any]
-    ) -> None:
+    def _set_diff(self, found: list[dict[str, t.Any]], changes: dict[str, t.Any], status: int | None, wanted: dict[str, t.Any]) -> None:
         if found:
             after = {**found[0], **changes, **({} if status is None else {"status": status})}
         else:

@@ -32,12 +32,12 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _VERSION = re.compile(r"(v?)(\d+)\.(\d+)(?:\.(\d+))?(-[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def is_int(value: t.Any) -> bool:
+def is_int(value: t.Any) -> t.TypeGuard[int]:
     """True and False are ints in Python, but never a port or a width."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_list(value: t.Any) -> bool:
+def is_list(value: t.Any) -> t.TypeGuard[Sequence[t.Any]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 

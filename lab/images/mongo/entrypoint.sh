@@ -32,7 +32,7 @@ fi
 if [ -n "$user" ]; then
   if [ ! -e /data/db/WiredTiger ] && [ ! -e /data/db/storage.bson ]; then
     # First start: no access control, no replica set, loopback only, to create the root user.
-    mongod --dbpath /data/db --bind_ip 127.0.0.1 --port 27017 --logpath /proc/self/fd/2 &
+    mongod --dbpath /data/db --bind_ip 127.0.0.1 --port 27017 &
     pid=$!
     python3 - <<'PY'
 import os

@@ -177,6 +177,8 @@ def run_mongo_module(name: str, params: dict[str, t.Any], *, check: bool = False
     assert lines, f"no answer, stderr: {done.stderr.decode()[-3000:]}"
     result: dict[str, t.Any] = json.loads(lines[-1])
     assert "Traceback" not in done.stderr.decode(), done.stderr.decode()[-3000:]
+    # From core 2.19 on a module hands warnings over as objects that the controller turns into text.
+    result["warnings"] = [w if isinstance(w, str) else w["event"]["msg"] for w in result.get("warnings", [])]
     result["_raw"] = done.stdout.decode()
     return result
 

@@ -1,0 +1,73 @@
+# Two commands: `make demo` deploys everything on lab hosts of this machine, `make test` passes the tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+FASTGPT_VERSION ?=
+BIN := .venv/bin
+# pyenv's shims and a colour-hungry terminal only confuse the tools below
+export ANSIBLE_NOCOLOR ?=
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit integration playbooks molecule clean
+
+help: ## this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/.done: requirements-dev.txt lab/packages.txt
+	@echo "=== Debian packages and .venv"
+	missing=$$(grep -v '^#' lab/packages.txt | xargs -I{} sh -c "dpkg-query -W -f '\$${db:Status-Status}' {} 2>/dev/null | grep -q '^installed' || echo {}")
+	if [ -n "$$missing" ]; then
+	  apt-get update -q
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing
+	fi
+	python3 -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: .venv/.done ## deploy the whole stack on lab hosts and prove that it answers (FASTGPT_VERSION=v4.6.8 for another version)
+	@$(BIN)/python lab/demo.py $(if $(FASTGPT_VERSION),--fastgpt-version $(FASTGPT_VERSION))
+
+demo-down: .venv/.done ## remove what `make demo` made, and nothing else
+	@$(BIN)/python lab/lab.py down --name demo
+	rm -rf .demo
+
+lab-clean: .venv/.done ## remove every lab with its images, wheels and models
+	@$(BIN)/python lab/lab.py clean
+
+test: lint unit sanity integration playbooks molecule ## the gate: all of the below
+
+test-all: test ## every scenario; the same as `test` until there are more
+
+lint: .venv/.done ## ansible-lint, yamllint, ruff, mypy, documentation and argument specifications
+	@echo "=== lint"
+	$(BIN)/yamllint -s .
+	$(BIN)/ruff check .
+	tests/mypy.sh
+	ANSIBLE_COLLECTIONS_PATH=$(CURDIR)/.collections $(BIN)/ansible-lint --offline --profile production -q
+	$(BIN)/antsibull-changelog lint
+	tests/docs.sh
+
+unit: .venv/.done ## pure functions, modules and scripts
+	@echo "=== unit tests"
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/unit
+
+sanity: .venv/.done ## ansible-test sanity
+	@echo "=== ansible-test sanity"
+	tests/sanity.sh
+
+integration: .venv/.done ## modules against a real mongod and One-API's stand-in
+	@echo "=== module integration tests"
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider tests/integration/modules
+
+playbooks: .venv/.done ## playbooks through ansible-runner: bad inventories, secrets, the installed tarball
+	@echo "=== playbook tests"
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider tests/integration/playbooks
+
+molecule: .venv/.done ## the whole stack on lab hosts: check, killed runs, converge, idempotence, testinfra
+	@echo "=== molecule, scenario default"
+	$(BIN)/python lab/lab.py prepare
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s default
+
+clean: ## forget caches and reports, keep the lab
+	rm -rf .demo .bench .ansible .cache .mypy_cache .ruff_cache .pytest_cache tests/output

@@ -1,0 +1,273 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lab hosts: raising them, reaching them, removing them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .build import PROXY_WORDS, cgroup_version
+from .catalogue import INFRA_OCTET, LABEL, LOCAL, Host, LabError, container_name, host_of, network_name, volume_name
+from .common import STATE, Step, docker_inspect, image_info, output, say, tree_hash, write_if_changed
+
+SSH = STATE / "ssh"
+USER = "ops"
+USER_ID = 1000
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_WANTED = 1024
+# Outside the checkout: the setting is the machine's, and ends with its uptime as this file does.
+INOTIFY_BEFORE = Path("/run/selfhosted-fastgpt-lab.inotify")
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "SYSLOG", "SYS_NICE", "MKNOD", "IPC_LOCK", "SYS_CHROOT",
+                "LINUX_IMMUTABLE", "AUDIT_WRITE", "SETFCAP")
+
+
+def lab_containers(lab: str | None = None) -> list[dict[str, Any]]:
+    """The containers of one lab, or of all."""
+    wanted = f"label={LABEL}={lab}" if lab else f"label={LABEL}"
+    ids = output(["docker", "ps", "-aq", "--no-trunc", "--filter", wanted]).split()
+    return docker_inspect("container", *ids)
+
+
+def ensure_network(lab: str, net: str) -> None:
+    """The lab's network; refuses one of another shape."""
+    name = network_name(lab)
+    found = docker_inspect("network", name)
+    subnet = f"{net}.0/24"
+    if found:
+        has = [entry.get("Subnet") for entry in found[0]["IPAM"]["Config"]]
+        if has != [subnet]:
+            raise LabError(f"lab {lab} stands on {', '.join(map(str, has))}, not on {subnet}: `lab.py down --name {lab}` first, or give its --net")
+        return
+    device = re.search(r"\bdev (\S+)", output(["ip", "-4", "route", "show", "default"], check=False))
+    mtu_file = Path("/sys/class/net") / (device.group(1) if device else "lo") / "mtu"
+    mtu = mtu_file.read_text().strip() if device and mtu_file.exists() else "1500"
+    output(["docker", "network", "create", "--subnet", subnet, "--gateway", f"{net}.1", "--label", f"{LABEL}={lab}",
+            "--opt", f"com.docker.network.driver.mtu={mtu}", name])
+
+
+def raise_inotify() -> None:
+    """Each systemd and each dockerd takes some; restored when the last lab goes."""
+    now = int(INOTIFY.read_text())
+    if now < INOTIFY_WANTED:
+        if not INOTIFY_BEFORE.exists():
+            INOTIFY_BEFORE.write_text(f"{now}\n")
+        INOTIFY.write_text(f"{INOTIFY_WANTED}\n")
+
+
+def restore_inotify() -> None:
+    """Only after the last lab."""
+    if INOTIFY_BEFORE.exists() and not lab_containers():
+        INOTIFY.write_text(INOTIFY_BEFORE.read_text())
+        INOTIFY_BEFORE.unlink()
+
+
+def _keygen(path: Path, comment: str) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        output(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path])
+
+
+def ssh_key() -> Path:
+    """The key for user ops on every lab host."""
+    SSH.mkdir(parents=True, exist_ok=True)
+    SSH.chmod(0o700)
+    _keygen(SSH / "id_ed25519", "selfhosted-fastgpt-lab")
+    return SSH / "id_ed25519"
+
+
+def host_key(lab: str, host: Host) -> Path:
+    """Kept over down and up, so that nobody learns to ignore a changed host key."""
+    path = SSH / "hostkeys" / lab / host.name
+    _keygen(path, f"{host.name}.{lab}")
+    return path
+
+
+def write_known_hosts(addresses: dict[str, Path]) -> None:
+    """Our hosts' lines replace older ones of the same address."""
+    path = SSH / "known_hosts"
+    lines = [line for line in (path.read_text().splitlines() if path.exists() else []) if line and line.split()[0] not in addresses]
+    for address, key in addresses.items():
+        lines.append(f"{address} {' '.join(key.with_suffix('.pub').read_text().split()[:2])}")
+    write_if_changed(path, "\n".join(sorted(lines)) + "\n", 0o600)
+
+
+def _host_files(lab: str, host: Host) -> bytes:
+    """What a host gets before its first boot, as a tar with owners and modes."""
+    key = host_key(lab, host)
+    files: list[tuple[str, bytes, int, int]] = [
+        ("etc/ssh/ssh_host_ed25519_key", key.read_bytes(), 0o600, 0),
+        ("etc/ssh/ssh_host_ed25519_key.pub", key.with_suffix(".pub").read_bytes(), 0o644, 0),
+        (f"home/{USER}/.ssh/authorized_keys", ssh_key().with_suffix(".pub").read_bytes(), 0o600, USER_ID),
+    ]
+    if CA_BUNDLE.exists():  # this machine may trust more than Debian's own: a proxy's certificate
+        files.append((str(CA_BUNDLE).lstrip("/"), CA_BUNDLE.read_bytes(), 0o644, 0))
+    proxies = {name: os.environ[name] for name in PROXY_WORDS if os.environ.get(name)}
+    if proxies:
+        files.append(("etc/environment", "".join(f"{k}={v}\n" for k, v in proxies.items()).encode(), 0o644, 0))
+        apt = "".join(f'Acquire::{k.split("_")[0]}::Proxy "{v}";\n' for k, v in proxies.items() if k in ("http_proxy", "https_proxy"))
+        files.append(("etc/apt/apt.conf.d/80lab-proxy", apt.encode(), 0o644, 0))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        directory = tarfile.TarInfo(f"home/{USER}/.ssh")
+        directory.type, directory.mode, directory.uid, directory.gid = tarfile.DIRTYPE, 0o700, USER_ID, USER_ID
+        archive.addfile(directory)
+        for path, content, mode, owner in files:
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode, entry.uid, entry.gid, entry.mtime = len(content), mode, owner, owner, int(time.time())
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def up_host(lab: str, net: str, host: Host) -> bool:
+    """One systemd container with room for a container engine of its own; True when it is new."""
+    name, image = container_name(lab, host.name), f"{LOCAL}/debian:{host.suite}"
+    info = image_info(image)
+    if not info:
+        raise LabError(f"{image} is missing: run `lab.py prepare` first")
+    wanted = tree_hash(host.suite, f"{net}.{host.octet}", "1")
+    found = docker_inspect("container", name)
+    if found and found[0]["State"]["Status"] == "created":  # a killed run: it has no keys yet
+        output(["docker", "rm", "-fv", name])
+        found = []
+    if found:
+        if found[0]["Config"]["Labels"].get(f"{LABEL}.config") != wanted:
+            raise LabError(f"lab host {host.name} stands already, with another suite or address: `lab.py down --name {lab}` first")
+        if found[0]["Image"] != info["Id"]:
+            say(f"note: {host.name} stands on an older base image; `down` and `up` renew it")
+        if not found[0]["State"]["Running"]:
+            output(["docker", "start", name])
+        return False
+    cgroups = (["--cgroupns", "host", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw"] if cgroup_version() == 1 else ["--cgroupns", "private"])
+    output(["docker", "create", "--name", name, "--hostname", host.name, "--network", network_name(lab), "--ip", f"{net}.{host.octet}",
+            "--label", f"{LABEL}={lab}", "--label", f"{LABEL}.config={wanted}", "--stop-signal", "SIGRTMIN+3", *cgroups,
+            *(word for cap in CAPABILITIES for word in ("--cap-add", cap)),
+            "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+            "--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec",
+            "-v", "/var/lib/docker",  # a volume of its own: overlay2 cannot sit on overlayfs
+            image])
+    copied = subprocess.run(["docker", "cp", "-", f"{name}:/"], input=_host_files(lab, host), capture_output=True, check=False)
+    if copied.returncode:
+        raise LabError(f"docker cp to {name}: {copied.stderr.decode(errors='replace').strip()}")
+    output(["docker", "start", name])
+    return True
+
+
+def wait_host(lab: str, net: str, host: Host, seconds: float = 60) -> None:
+    """Booted, and sshd greets."""
+    deadline = time.monotonic() + seconds
+    address = f"{net}.{host.octet}"
+    problem = ""
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((address, 22), timeout=2) as connection:
+                connection.settimeout(2)
+                if connection.recv(64).startswith(b"SSH-"):
+                    break
+        except OSError as exc:
+            problem = str(exc)
+        time.sleep(0.1)
+    else:
+        raise LabError(f"{host.name} ({address}): sshd does not answer ({problem}); see docker logs {container_name(lab, host.name)}")
+    state = ""
+    while time.monotonic() < deadline:
+        done = subprocess.run(["docker", "exec", container_name(lab, host.name), "systemctl", "is-system-running", "--wait"],
+                              capture_output=True, text=True, check=False, timeout=max(1.0, deadline - time.monotonic()))
+        state = done.stdout.strip()
+        if state in ("running", "degraded"):
+            break
+        time.sleep(0.2)
+    if state == "degraded":
+        failed = output(["docker", "exec", container_name(lab, host.name), "systemctl", "--failed", "--plain", "--no-legend"], check=False)
+        say(f"!! {host.name} came up with failed units:\n{failed.rstrip()}")
+    elif state != "running":
+        raise LabError(f"{host.name} does not finish booting: systemd says {state or 'nothing'}")
+
+
+def up_hosts(lab: str, net: str, hosts: list[Host]) -> None:
+    """All hosts, started one after the other, awaited together."""
+    raise_inotify()
+    keys = {f"{net}.{host.octet}": host_key(lab, host) for host in hosts}
+    ssh_key()
+    write_known_hosts(keys)
+    with Step("lab hosts " + " ".join(host.name for host in hosts)):
+        fresh = [host.name for host in hosts if up_host(lab, net, host)]
+        for host in hosts:
+            wait_host(lab, net, host)
+    for host in hosts:
+        say(f"{'new' if host.name in fresh else 'standing'}: {host.name} (Debian {host.suite}) ssh -i .lab/ssh/id_ed25519 "
+            f"-o UserKnownHostsFile=.lab/ssh/known_hosts {USER}@{net}.{host.octet}")
+
+
+def write_state(lab: str, net: str, hosts: list[Host], stand_ins: list[dict[str, str]], others: list[dict[str, str]], version: str) -> Path:
+    """What the demo and the tests read."""
+    path = STATE / lab / "state.json"
+    state = {
+        "name": lab, "net": net, "hosts": {host.name: f"{net}.{host.octet}" for host in hosts}, "user": USER,
+        "fastgpt_version": version, "stand_ins": stand_ins, "images": others,
+        "ssh_key": str(SSH / "id_ed25519"), "known_hosts": str(SSH / "known_hosts"),
+        "files_url": f"http://{net}.{INFRA_OCTET}:8080", "registry": f"{net}.{INFRA_OCTET}:5000",
+    }
+    write_if_changed(path, json.dumps(state, indent=2) + "\n")
+    return path
+
+
+def remove_orphan_cgroups() -> None:
+    """A killed engine inside a lab host leaves empty v1 groups beside those of this machine's containers."""
+    live = set(output(["docker", "ps", "-q", "--no-trunc"]).split())
+    for top in Path("/sys/fs/cgroup").glob("*/docker"):
+        for group in top.iterdir() if top.is_dir() else ():
+            if not re.fullmatch(r"[0-9a-f]{64}", group.name) or group.name in live:
+                continue
+            inside = [Path(base) for base, _dirs, _files in os.walk(group, topdown=False)]
+            try:
+                if any((path / "cgroup.procs").read_text().strip() for path in inside):
+                    continue
+                for path in inside:
+                    path.rmdir()
+            except OSError:
+                continue
+
+
+def down(lab: str) -> None:
+    """Remove what up made: containers with their anonymous volumes, the network, the state, the sysctl."""
+    mine = [c for c in lab_containers(lab) if host_of(lab, c["Name"].lstrip("/"))]
+    if mine:
+        with Step(f"remove {len(mine)} containers of lab {lab}") as step:
+            step.run(["docker", "rm", "-fv", *(c["Name"].lstrip("/") for c in mine)])
+    found = docker_inspect("network", network_name(lab))
+    if found and (found[0].get("Labels") or {}).get(LABEL) == lab:
+        output(["docker", "network", "rm", network_name(lab)])
+    own_volume = volume_name(lab, own=True)
+    if output(["docker", "volume", "ls", "-q", "--filter", f"name=^{own_volume}$"]).strip():
+        output(["docker", "volume", "rm", own_volume])
+    time.sleep(0.2)
+    remove_orphan_cgroups()
+    shutil.rmtree(STATE / lab, ignore_errors=True)
+    restore_inotify()
+    say(f"lab {lab} is gone" if mine else f"lab {lab}: nothing stood")
+
+
+def restart_host(lab: str, host: str) -> None:
+    """A power cut: the host is killed and boots again."""
+    name = container_name(lab, host)
+    found = docker_inspect("container", name)
+    if not found:
+        raise LabError(f"lab {lab} has no host {host}")
+    with Step(f"restart {host}") as step:
+        step.run(["docker", "kill", name])
+        step.run(["docker", "start", name])
+        network = docker_inspect("container", name)[0]["NetworkSettings"]["Networks"][network_name(lab)]
+        address = str(network["IPAddress"])
+        wait_host(lab, address.rpartition(".")[0], Host(host, "bookworm", int(address.rpartition(".")[2])))

@@ -1,0 +1,510 @@
+#!/usr/bin/env python3
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Launches, compares, applies and probes the model servers of this host. Private to the role selfhosted.fastgpt.model_server.
+
+launch INSTANCE   becomes the engine of that instance (ExecStart of selfhosted-model@.service)
+plan              what is missing or differs, as JSON; the wanted servers.json may come on standard input (--stdin)
+apply             makes the units what servers.json says, as JSON
+probe             one real request to each server, as JSON; --wait SECONDS, --restart for the timer
+uninstall         stops and removes every unit
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+TOOL = Path(__file__).resolve()
+CONFIG = Path(os.environ.get("MODEL_SERVER_CONFIG", "/etc/selfhosted-fastgpt/model_server/servers.json"))
+STATE = Path(os.environ.get("MODEL_SERVER_STATE", "/var/lib/selfhosted-model"))
+UNITS = Path(os.environ.get("MODEL_SERVER_UNITS", "/etc/systemd/system"))
+RUN = Path(os.environ.get("MODEL_SERVER_RUN", "/run/selfhosted-model"))
+PREFIX = "selfhosted-model@"
+TEMPLATE = "selfhosted-model@.service"
+HEALTH = "selfhosted-model-health"
+MARKER = ".complete"
+ENGINE_DIR = re.compile(r"^(infinity|transformers|hub|uv)-[0-9a-f.]{5,}$")
+# An engine that is started again this often does not come up by waiting.
+HOPELESS = 4
+
+Server = dict[str, Any]
+
+
+class Trouble(Exception):
+    """Something that the operator has to know; the message holds the remedy."""
+
+
+def load(text: str | None = None) -> dict[str, Any]:
+    try:
+        return dict(json.loads(CONFIG.read_text(encoding="utf-8") if text is None else text))
+    except OSError as error:
+        raise Trouble(f"{CONFIG}: {error.strerror}: run the role model_server again.") from error
+    except ValueError as error:
+        raise Trouble(f"{CONFIG}: not JSON ({error}): run the role model_server again.") from error
+
+
+def unit_of(instance: str) -> str:
+    return f"{PREFIX}{instance}.service"
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> bool:
+    """Whether the file had to be written; a reader never sees half of it."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return False
+    except OSError:
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.chmod(mode)
+    temporary.replace(path)
+    return True
+
+
+def content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------- launch
+
+
+def launch(instance: str) -> None:
+    server = next((one for one in load()["servers"] if one["instance"] == instance), None)
+    if server is None:
+        raise Trouble(f"{instance}: not in {CONFIG}; this unit is left over: systemctl disable --now {unit_of(instance)}")
+    directory = Path(server["cwd"])
+    for name in server.get("directories", []):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    for name, target in server.get("links", {}).items():
+        link = directory / name
+        if not link.is_symlink() or os.readlink(link) != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+    for path in [server["argv"][0], *server.get("needs", [])]:
+        if not os.access(path, os.R_OK):
+            raise Trouble(f"{path}: missing or not readable for this user: run the role model_server again.")
+    os.chdir(directory)
+    os.execve(server["argv"][0], server["argv"], server["env"])
+
+
+# ---------------------------------------------------------------- what stands
+
+
+def systemctl(*arguments: str, check: bool = True) -> str:
+    answer = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    if check and answer.returncode != 0:
+        raise Trouble(f"systemctl {' '.join(arguments)}: {(answer.stderr or answer.stdout).strip() or answer.returncode}")
+    return answer.stdout
+
+
+def states(units: list[str]) -> dict[str, dict[str, str]]:
+    if not units:
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    wanted = "Id,ActiveState,SubState,UnitFileState,NeedDaemonReload,NRestarts,MainPID,InvocationID,ActiveEnterTimestampMonotonic"
+    for block in systemctl("show", "-p", wanted, "--", *units).split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in values:
+            found[values["Id"]] = values
+    return found
+
+
+def standing() -> set[str]:
+    """Instances that systemd, a stamp or a drop-in knows of, listed or not."""
+    names = {path.name for path in STATE.glob("stamps/*") if not path.name.startswith(".")}
+    names |= {path.name[len(PREFIX) : -len(".service.d")] for path in UNITS.glob(f"{PREFIX}?*.service.d")}
+    names |= {path.name[len(PREFIX) : -len(".service")] for path in UNITS.glob(f"*.wants/{PREFIX}?*.service")}
+    for line in systemctl("list-units", "--all", "--plain", "--no-legend", f"{PREFIX}*.service", check=False).splitlines():
+        if line.strip().startswith(PREFIX):
+            names.add(line.split()[0][len(PREFIX) : -len(".service")])
+    return names
+
+
+def engine_fault(path: str) -> str:
+    """Why an engine's directory cannot be used; empty when it can."""
+    marker = Path(path) / MARKER
+    if not marker.exists():
+        return "not built"
+    python = Path(path) / "bin" / "python"
+    if not python.exists():
+        return "its Python is gone"
+    answer = subprocess.run(
+        [str(python), "-I", "-S", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"], capture_output=True, text=True, check=False
+    )
+    if answer.returncode != 0 or not (Path(path) / "lib" / answer.stdout.strip()).is_dir():
+        return "its Python is another version now"
+    return ""
+
+
+def weights_fault(weights: dict[str, Any]) -> str:
+    path = Path(weights["path"])
+    if weights.get("in_place"):
+        return "" if (path / "config.json").is_file() else f"{path} has no config.json"
+    return "" if (path / MARKER).is_file() else "not there"
+
+
+def digest(server: Server, config: dict[str, Any]) -> str:
+    """Everything whose change needs a restart."""
+    parts = [json.dumps(server, sort_keys=True), content(UNITS / TEMPLATE), dropin(server)]
+    parts += [content(Path(server[key]) / MARKER) for key in ("engine_dir", "weights") if server.get(key)]
+    parts += [content(Path(name)) for name in server.get("files", [])]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def dropin(server: Server) -> str:
+    return f"# Written by the role selfhosted.fastgpt.model_server\n[Service]\nMemoryMax={server['memory_max']}\n" if server.get("memory_max") else ""
+
+
+def health_units(config: dict[str, Any]) -> dict[str, str]:
+    interval = int(config.get("health", {}).get("interval", 60))
+    head = "# Written by the role selfhosted.fastgpt.model_server\n"
+    return {
+        f"{HEALTH}.service": head + "[Unit]\nDescription=One real request to each model server, restart of those that fail\n"
+        f"[Service]\nType=oneshot\nExecStart={sys.executable} {TOOL} probe --restart\nTimeoutStartSec=900\n",
+        f"{HEALTH}.timer": head + "[Unit]\nDescription=Health of the model servers\n"
+        f"[Timer]\nOnBootSec={interval}\nOnUnitInactiveSec={interval}\nAccuracySec=5\n[Install]\nWantedBy=timers.target\n",
+    }
+
+
+def differences(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Instances to start again and instances to remove, each with the reason."""
+    servers = {server["instance"]: server for server in config["servers"]}
+    found = states([unit_of(name) for name in servers])
+    restart: dict[str, str] = {}
+    for name, server in servers.items():
+        state = found.get(unit_of(name), {})
+        stamp = content(STATE / "stamps" / name)
+        if not stamp:
+            restart[name] = "new"
+        elif stamp != digest(server, config):
+            restart[name] = "changed"
+        elif state.get("ActiveState") not in ("active", "activating", "reloading"):
+            restart[name] = f"was {state.get('ActiveState') or 'not there'}"
+        elif state.get("UnitFileState") != "enabled":
+            restart[name] = "was not enabled"
+        elif content(UNITS / f"{unit_of(name)}.d" / "limits.conf") != dropin(server):
+            restart[name] = "its limits were changed"
+    remove = {name: "no longer listed" for name in standing() - set(servers)}
+    return restart, remove
+
+
+def health_fault(config: dict[str, Any]) -> str:
+    units = health_units(config)
+    wanted = bool(config["servers"]) and bool(config.get("health", {}).get("enabled", True))
+    state = states([f"{HEALTH}.timer"]).get(f"{HEALTH}.timer", {})
+    runs = state.get("ActiveState") == "active" and state.get("UnitFileState") == "enabled"
+    if wanted and not (runs and all(content(UNITS / name) == text for name, text in units.items())):
+        return "the health timer is not as it should be"
+    if not wanted and (runs or any((UNITS / name).exists() for name in units)):
+        return "the health timer is not wanted"
+    return ""
+
+
+def stale_engines(config: dict[str, Any]) -> list[Path]:
+    used = {Path(engine["dir"]) for engine in config["engines"]}
+    root = Path(config["engines_dir"])
+    return sorted(path for path in root.glob("*-*") if path.is_dir() and ENGINE_DIR.match(path.name) and path not in used) if root.is_dir() else []
+
+
+def plan(config: dict[str, Any]) -> dict[str, Any]:
+    engines = {engine["name"]: engine_fault(engine["dir"]) for engine in config["engines"] if engine.get("needed", True)}
+    weights = {one["model"]: weights_fault(one) for one in config["weights"]}
+    restart, remove = differences(config)
+    changes = [f"engine {name}: {why}" for name, why in engines.items() if why]
+    changes += [f"weights of {name}: {why}" for name, why in weights.items() if why]
+    changes += [f"{unit_of(name)}: {why}" for name, why in sorted({**restart, **remove}.items())]
+    health = health_fault(config)
+    return {
+        "engines": [name for name, why in engines.items() if why],
+        "weights": [name for name, why in weights.items() if why],
+        "changes": changes + ([health] if health else []) + [f"{path}: no longer used" for path in stale_engines(config)],
+        "now": time.time(),
+    }
+
+
+# ---------------------------------------------------------------- apply
+
+
+def apply(config: dict[str, Any]) -> dict[str, Any]:
+    restart, remove = differences(config)
+    servers = {server["instance"]: server for server in config["servers"]}
+    changed = [f"{unit_of(name)}: {why}" for name, why in sorted({**restart, **remove}.items())]
+    removed = [unit_of(name) for name in sorted(remove)]
+    if removed:
+        systemctl("disable", "--now", *removed, check=False)
+        systemctl("reset-failed", *removed, check=False)
+        for name in remove:
+            shutil.rmtree(UNITS / f"{unit_of(name)}.d", ignore_errors=True)
+            shutil.rmtree(STATE / name, ignore_errors=True)
+            (STATE / "stamps" / name).unlink(missing_ok=True)
+    for name in restart:
+        # gone before anything is touched, so that a killed run starts the instance again
+        (STATE / "stamps" / name).unlink(missing_ok=True)
+        text = dropin(servers[name])
+        if text:
+            write(UNITS / f"{unit_of(name)}.d" / "limits.conf", text)
+        else:
+            shutil.rmtree(UNITS / f"{unit_of(name)}.d", ignore_errors=True)
+    health = health_fault(config)
+    if health:
+        changed.append(health)
+        apply_health(config)
+    if restart or remove or health:
+        systemctl("daemon-reload")
+    if health and config["servers"] and config.get("health", {}).get("enabled", True):
+        systemctl("enable", f"{HEALTH}.timer")
+        systemctl("restart", f"{HEALTH}.timer")
+    if restart:
+        units = [unit_of(name) for name in sorted(restart)]
+        systemctl("enable", *units)
+        systemctl("restart", *units)
+        for name in restart:
+            write(STATE / "stamps" / name, digest(servers[name], config))
+    for path in stale_engines(config):
+        shutil.rmtree(path, ignore_errors=True)
+        changed.append(f"{path}: no longer used")
+    return {"changed": changed}
+
+
+def apply_health(config: dict[str, Any]) -> None:
+    if config["servers"] and config.get("health", {}).get("enabled", True):
+        for name, text in health_units(config).items():
+            write(UNITS / name, text)
+        return
+    systemctl("disable", "--now", f"{HEALTH}.timer", check=False)
+    for name in health_units(config):
+        (UNITS / name).unlink(missing_ok=True)
+
+
+def uninstall() -> dict[str, Any]:
+    empty: dict[str, Any] = {"servers": [], "engines": [], "weights": [], "engines_dir": "/nonexistent"}
+    result = apply(empty)
+    if (UNITS / TEMPLATE).exists():
+        (UNITS / TEMPLATE).unlink()
+        systemctl("daemon-reload")
+        result["changed"].append(TEMPLATE)
+    return result
+
+
+# ---------------------------------------------------------------- probe
+
+
+def listener_fault(server: Server, state: dict[str, str]) -> str:
+    """An old process that holds the port answers in place of the unit's own; only root sees whose socket it is."""
+    main = state.get("MainPID", "0")
+    if os.geteuid() != 0 or not main.isdigit() or int(main) == 0:
+        return ""
+    port = int(server["port"])
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in content(Path(table)).splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{columns[9]}]")
+    for process in Path("/proc").iterdir():
+        if not inodes or not process.name.isdigit():
+            continue
+        try:
+            holds = any(os.readlink(entry) in inodes for entry in (process / "fd").iterdir())
+        except OSError:
+            continue
+        if holds and not descends(process.name, main):
+            name = content(process / "comm").strip()
+            return (
+                f"port {port} is held by process {process.name} ({name}), which is not {unit_of(server['instance'])}. "
+                f"Stop it, then: systemctl restart {unit_of(server['instance'])}"
+            )
+    return ""
+
+
+def descends(process: str, ancestor: str) -> bool:
+    while process not in ("0", ""):
+        if process == ancestor:
+            return True
+        # the command's name may hold spaces and parentheses
+        process = (content(Path("/proc") / process / "stat").rpartition(")")[2].split() + ["", ""])[1]
+    return False
+
+
+def check_answer(probe: dict[str, Any], answer: Any) -> str:
+    kind = probe["kind"]
+    try:
+        if kind == "embedding":
+            vector = answer["data"][0]["embedding"]
+            if probe.get("dimensions") and len(vector) != probe["dimensions"]:
+                return f"the vector has {len(vector)} dimensions, the model card says {probe['dimensions']}. Correct the card, or the weights."
+            if not vector or not all(math.isfinite(number) for number in vector):
+                return "the vector holds values that are no numbers. The weights are damaged."
+        elif kind == "rerank":
+            scores = [result["relevance_score"] for result in answer["results"]]
+            if len(scores) != len(probe["body"]["documents"]) or not all(math.isfinite(number) for number in scores):
+                return "not every document got a score."
+        elif kind == "rerank46":
+            if len([result["score"] for result in answer["data"]]) != len(probe["body"]["inputs"]):
+                return "not every input got a score."
+        elif not isinstance(answer["choices"][0]["message"], dict):
+            return "the answer holds no message."
+    except (KeyError, IndexError, TypeError):
+        return f"the answer has another shape: {json.dumps(answer)[:200]}"
+    return ""
+
+
+def ask(server: Server, timeout: float) -> dict[str, Any]:
+    probe = server["probe"]
+    started = time.monotonic()
+    detail, slow = "", False
+    try:
+        call = urllib.request.Request(probe["url"], json.dumps(probe["body"]).encode(), {"Content-Type": "application/json"})
+        # never through a proxy of the environment
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(call, timeout=timeout) as reply:
+            detail = check_answer(probe, json.loads(reply.read()))
+    except urllib.error.HTTPError as error:
+        detail = f"HTTP {error.code}: {error.read(300).decode(errors='replace').strip()}"
+    except (TimeoutError, socket.timeout):
+        detail, slow = f"no answer within {timeout:.0f} s", True
+    except urllib.error.URLError as error:
+        slow = isinstance(error.reason, (TimeoutError, socket.timeout))
+        detail = f"no answer within {timeout:.0f} s" if slow else f"no connection: {error.reason}"
+    except ValueError:
+        detail = "the answer is not JSON"
+    except OSError as error:
+        detail = f"no answer: {error}"
+    return {
+        "instance": server["instance"],
+        "name": server["name"],
+        "ok": not detail,
+        "slow": slow,
+        "seconds": round(time.monotonic() - started, 3),
+        "detail": detail,
+    }
+
+
+def journal(unit: str) -> str:
+    try:
+        answer = subprocess.run(["journalctl", "-u", unit, "-n", "12", "--no-pager", "-o", "cat"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return answer.stdout.strip()
+
+
+def probe(config: dict[str, Any], wait: float) -> dict[str, Any]:
+    deadline = time.monotonic() + wait
+    left = {server["instance"]: server for server in config["servers"]}
+    results: dict[str, dict[str, Any]] = {}
+    hopeless: set[str] = set()
+    while True:
+        found = states([unit_of(name) for name in left])
+        for name, server in list(left.items()):
+            timeout = max(5.0, min(120.0, deadline - time.monotonic()))
+            result = ask(server, timeout)
+            foreign = listener_fault(server, found.get(unit_of(name), {}))
+            if foreign:
+                result.update(ok=False, detail=foreign)
+            restarts = found.get(unit_of(name), {}).get("NRestarts", "0")
+            if not result["ok"] and restarts.isdigit() and int(restarts) >= HOPELESS:
+                hopeless.add(name)
+            results[name] = result
+            if result["ok"]:
+                del left[name]
+        if not left or time.monotonic() >= deadline or hopeless >= set(left):
+            break
+        time.sleep(1)
+    for name in left:
+        lines = journal(unit_of(name))
+        results[name]["detail"] += f"\nLast lines of journalctl -u {unit_of(name)}:\n{lines}" if lines else ""
+    return {"ok": not left, "servers": [results[server["instance"]] for server in config["servers"]]}
+
+
+def watch(config: dict[str, Any]) -> dict[str, Any]:
+    """One round of the timer. An error counts whole, a late answer half: a server under load is late too."""
+    health = config.get("health", {})
+    memory_file = RUN / "health.json"
+    try:
+        memory = json.loads(memory_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        memory = {}
+    found = states([unit_of(server["instance"]) for server in config["servers"]])
+    uptime = time.clock_gettime(time.CLOCK_MONOTONIC)
+    kept: dict[str, Any] = {}
+    restarted = []
+    for server in config["servers"]:
+        name = server["instance"]
+        state = found.get(unit_of(name), {})
+        if state.get("ActiveState") != "active":
+            # stopped by somebody, or systemd is at it already
+            continue
+        before = memory.get(name, {})
+        run = state.get("InvocationID", "")
+        entry = before if before.get("run") == run else {"run": run, "answered": False, "failures": 0.0}
+        result = ask(server, float(health.get("timeout", 60)))
+        if result["ok"]:
+            entry.update(answered=True, failures=0.0)
+        else:
+            age = uptime - int(state.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+            if entry["answered"] or age > float(server.get("start_timeout", 600)):
+                entry["failures"] += 0.5 if result["slow"] else 1.0
+            print(f"{unit_of(name)}: {result['detail']}", file=sys.stderr)
+        if entry["failures"] >= float(health.get("failures", 2)):
+            print(f"{unit_of(name)}: restarted, its real requests fail", file=sys.stderr)
+            systemctl("restart", unit_of(name), check=False)
+            restarted.append(unit_of(name))
+            continue
+        kept[name] = entry
+    write(memory_file, json.dumps(kept))
+    return {"restarted": restarted}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("launch").add_argument("instance")
+    commands.add_parser("plan").add_argument("--stdin", action="store_true", help="read the wanted servers.json from standard input")
+    commands.add_parser("apply").add_argument("--check", action="store_true", help="only say what would change")
+    prober = commands.add_parser("probe")
+    prober.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for all of them")
+    prober.add_argument("--restart", action="store_true", help="restart a server whose real requests fail")
+    commands.add_parser("uninstall")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "launch":
+            launch(given.instance)
+            return 0
+        if given.command == "uninstall":
+            result = uninstall()
+        elif given.command == "plan":
+            result = plan(load(sys.stdin.read() if given.stdin else None))
+        elif given.command == "apply":
+            config = load()
+            result = {"changed": plan(config)["changes"]} if given.check else apply(config)
+        elif given.restart:
+            result = watch(load())
+        else:
+            result = probe(load(), given.wait)
+    except Trouble as error:
+        print(str(error), file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0 if result.get("ok", True) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

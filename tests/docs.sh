@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Documentation of modules, filters and roles, as the docs site would refuse it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export ANSIBLE_COLLECTIONS_PATH=$PWD/.collections
+.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
+.venv/bin/python tests/lint_argument_specs.py
+.venv/bin/python docs/role_readmes.py --check
