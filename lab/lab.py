@@ -18,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from sflab import build, files, hosts, serve
@@ -43,19 +42,12 @@ def prepare(version: str) -> None:
     build.ready_machine()
 
     def fetch() -> None:
+        build.fetch_for_images()
         files.fetch_tiktoken()
         files.make_models()
         files.fetch_wheels()
 
-    work: list[Callable[[], None]] = [lambda: build.build_bookworm(version), build.build_trixie, fetch]
-    with ThreadPoolExecutor(max_workers=len(work)) as pool:
-        futures = [pool.submit(item) for item in work]
-    errors = [str(future.exception()) for future in futures if future.exception() and isinstance(future.exception(), LabError)]
-    for future in futures:
-        if future.exception() and not isinstance(future.exception(), LabError):
-            future.result()
-    if errors:
-        raise LabError("\n".join(errors))
+    build.together(lambda: build.build_bookworm(version), build.build_trixie, fetch)
 
 
 def up(arguments: argparse.Namespace) -> None:

@@ -116,8 +116,8 @@ def parse_host(text: str) -> Host:
 def parse_hosts(texts: list[str]) -> list[Host]:
     """All hosts of a lab; names and addresses are unique."""
     hosts = [parse_host(text) for text in texts]
-    for what, values in (("name", [h.name for h in hosts]), ("last octet", [h.octet for h in hosts])):
-        twice = sorted({str(v) for v in values if values.count(v) > 1})
+    for what, values in (("name", [h.name for h in hosts]), ("last octet", [str(h.octet) for h in hosts])):
+        twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise LabError(f"--host: {what} given twice: {', '.join(twice)}")
     return hosts

@@ -230,8 +230,10 @@ def remove_orphan_cgroups() -> None:
         for group in top.iterdir() if top.is_dir() else ():
             if not re.fullmatch(r"[0-9a-f]{64}", group.name) or group.name in live:
                 continue
-            inside = [Path(base) for base, _dirs, _files in os.walk(group, topdown=False)]
             try:
+                if time.time() - group.stat().st_mtime < 2:  # another lab's container may just be starting in it
+                    continue
+                inside = [Path(base) for base, _dirs, _files in os.walk(group, topdown=False)]
                 if any((path / "cgroup.procs").read_text().strip() for path in inside):
                     continue
                 for path in inside:

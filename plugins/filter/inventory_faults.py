@@ -18,9 +18,8 @@ options:
     description:
       - A dictionary with C(groups), group names and their lists of hosts; C(hosts), host names and dictionaries with C(node_address), C(model_servers),
         C(ports) (names of the services on that host and their ports; without it C(oneapi_port) and the like count) and C(ansible_connection);
-        C(cards), the model cards; C(oneapi_database); C(gateway_given), whether another gateway is used, so that these groups may be empty;
-        C(fastgpt_version); C(public_url), the value of C(fastgpt_public_url); C(urls), names of variables and their URLs; C(registries), the value of
-        C(image_registries).
+        C(cards), the model cards; C(oneapi_database); C(fastgpt_version); C(public_url), the value of C(fastgpt_public_url); C(urls), names of variables
+        and their URLs; C(registries), the value of C(image_registries).
       - What is absent is not checked, except groups, hosts and models.
     type: dict
     required: true
@@ -162,7 +161,7 @@ class _Inventory:
 
     def check_groups(self) -> None:
         for group, purpose in _GROUPS.items():
-            if not self.groups[group] and not (group in ("gpu", "gateway") and self.data.get("gateway_given")):
+            if not self.groups[group]:
                 rule = f"has no host, but {purpose} must run somewhere"
                 self.add(group, "group", [], rule, f"Put a host in the group {group}; one host may be in all groups")
         if len(self.groups["pgvector"]) > 1:
@@ -218,7 +217,7 @@ class _Inventory:
                 kinds.add(card.get("kind") if card else None)
         for kind, purpose in (("chat", "answers"), ("embedding", "finds passages")):
             # Behind an unknown name there may be the missing kind; its own fault is enough then.
-            if kind not in kinds and not unknown and self.groups["gpu"] and not self.data.get("gateway_given"):
+            if kind not in kinds and not unknown and self.groups["gpu"]:
                 rule = f"no host serves a model of the kind {kind}, so nothing {purpose}"
                 examples = ", ".join(served_models(self.cards, kind)[:3]) or "a card of your own"
                 self.add("gpu", "model_servers", sorted(map(str, kinds)), rule, f"Add one, e.g. {examples}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import math
 import re
 import typing as t
 from dataclasses import dataclass, field
@@ -463,7 +464,7 @@ def _ratios(key: str, value: t.Any) -> dict[str, t.Any]:
                 ratio = json.loads(ratio)
             except ValueError:
                 pass
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or ratio != ratio or ratio in (float("inf"), float("-inf")) or ratio < 0:
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not math.isfinite(ratio) or ratio < 0:
             raise Fault(f"options: {key}: {name}: {ratio!r} is not a number of 0 or more")
         result[str(name)] = ratio
     return result

@@ -417,11 +417,10 @@ class ReplicaSet:
                 "only the others have are lost."
             )
         self.before = m.compact(config["members"], self.wanted)
-        self.steps.append(
-            "force the hosts " + ", ".join(planning.member_of(d).host for d in docs) + " into the configuration"
-        )
-        self.changed = True
+        forced = "force the hosts " + ", ".join(planning.member_of(d).host for d in docs) + " into the configuration"
         if self.check:
+            self.steps.append(forced)
+            self.changed = True
             self.predict(docs, {}, frozenset(), None)
             return
         fresh = {**config, "members": docs, "version": int(config["version"]) + 1}

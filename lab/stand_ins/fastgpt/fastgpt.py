@@ -93,8 +93,7 @@ class Server:
         self.config.clear()
         self.config.update(config)
         self.gateway.system_env = config["systemEnv"]
-        shown = {**config, "reRankModels": [{**item, "requestAuth": "***"} for item in config["reRankModels"] if isinstance(item, dict)]}
-        log(json.dumps(shown, ensure_ascii=False))
+        log(json.dumps(config, ensure_ascii=False))  # keys and all, as the real one does
         log(f"System Version: {self.rules.text}")
 
     async def cron(self) -> None:

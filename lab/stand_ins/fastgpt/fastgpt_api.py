@@ -75,9 +75,13 @@ Reply = web.StreamResponse | dict[str, Any] | list[Any] | str | None
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[Reply]]
 
 
+def dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def envelope(code: int, data: Any = None, message: str = "", status_text: str = "", http: int | None = None) -> web.Response:
     body = {"code": code, "statusText": status_text, "message": message, "data": data}
-    return web.json_response(body, status=code if http is None else http, dumps=lambda value: json.dumps(value, ensure_ascii=False))
+    return web.json_response(body, status=code if http is None else http, dumps=dumps)
 
 
 def _b64(data: bytes) -> str:
@@ -661,7 +665,7 @@ class Api:
                 fault: dict[str, Any] = {"code": NAMED[name][0], "statusText": name, "message": NAMED[name][1], "data": None}
             else:
                 fault = {"message": exc.streamed if isinstance(exc, GatewayError) else name}
-            await out.write(f"event: error\ndata: {json.dumps(fault, ensure_ascii=False)}\n\n".encode())
+            await out.write(f"event: error\ndata: {dumps(fault)}\n\n".encode())
         await out.write_eof()
         return out
 
@@ -707,14 +711,14 @@ class Api:
             await sink.text(None, "stop")
             await sink.send("[DONE]", "answer")
             if detail:
-                await sink.send(json.dumps(outcome.responses, ensure_ascii=False), "flowResponses" if self.rules.workflow else "appStreamResponse")
+                await sink.send(dumps(outcome.responses), "flowResponses" if self.rules.workflow else "appStreamResponse")
             return out
         extra: dict[str, Any] = {"responseData": outcome.responses} if detail else {}
         if detail and self.rules.workflow:
             extra["newVariables"] = body.get("variables") or {}
         choice = {"message": {"role": "assistant", "content": outcome.answer}, "finish_reason": "stop", "index": 0}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1}
-        return web.json_response({**extra, "id": chat_id or "", "model": "", "usage": usage, "choices": [choice]})
+        return web.json_response({**extra, "id": chat_id or "", "model": "", "usage": usage, "choices": [choice]}, dumps=dumps)
 
     async def history(self, app: Document, chat_id: Any) -> list[dict[str, Any]]:
         if not chat_id:
@@ -769,7 +773,7 @@ class Api:
 
         async def announce(name: str) -> None:
             if sink.out is not None and sink.detail:
-                await sink.send(json.dumps({"status": "running", "name": name}), "flowNodeStatus" if self.rules.workflow else "moduleStatus")
+                await sink.send(dumps({"status": "running", "name": name}), "flowNodeStatus" if self.rules.workflow else "moduleStatus")
 
         return Steps(search, chat, say, announce)
 
@@ -787,7 +791,7 @@ class Sink:
     async def text(self, text: str | None, finish: str | None = None) -> None:
         delta: dict[str, Any] = {} if text is None else {"role": "assistant", "content": text}
         chunk = {"id": "", "object": "", "created": 0, "model": "", "choices": [{"delta": delta, "index": 0, "finish_reason": finish}]}
-        await self.send(json.dumps(chunk, ensure_ascii=False), "answer")
+        await self.send(dumps(chunk), "answer")
 
 
 def text_of(content: Any) -> str:

@@ -38,7 +38,8 @@ def sdk_error(status: int, body: bytes) -> GatewayError:
         return GatewayError(f"{status} {text or 'status code (no body)'}")
     error = value.get("error") if isinstance(value, dict) else None
     if isinstance(error, dict) and error.get("message"):
-        return GatewayError(str(error["message"]), f"{error.get('code')} {error['message']}")
+        code = "undefined" if "code" not in error else "null" if error["code"] is None else error["code"]
+        return GatewayError(str(error["message"]), f"{code} {error['message']}")
     if error:
         return GatewayError(f"{status} {error if isinstance(error, str) else json.dumps(error)}")
     return GatewayError(f"{status} status code (no body)")

@@ -117,6 +117,10 @@ def load_v1(modules: list[dict[str, Any]], variables: dict[str, Any]) -> list[di
     return loaded
 
 
+def complete(module: dict[str, Any]) -> bool:
+    return all(item["value"] is not _UNSET for item in module["inputs"].values())
+
+
 async def run_v1(modules: list[dict[str, Any]], question: str, variables: dict[str, Any], steps: Steps) -> Outcome:
     """A module runs as soon as none of its inputs lacks a value; its results go to the targets of its outputs."""
     running = load_v1(modules, variables)
@@ -124,14 +128,13 @@ async def run_v1(modules: list[dict[str, Any]], question: str, variables: dict[s
     outcome = Outcome()
     queue = [module for module in running if module["kind"] in V1_ENTRIES]
     for module in queue:
-        for key, value in (("userChatInput", question), ("history", [])):
-            if key in module["inputs"]:
-                module["inputs"][key]["value"] = value
+        given: dict[str, Any] = {"userChatInput": question, "history": []}
+        for key in given.keys() & module["inputs"].keys():
+            module["inputs"][key]["value"] = given[key]
     ran = 0
+    queue = [module for module in queue if complete(module)]
     while queue and ran < MAX_STEPS:
         module = queue.pop(0)
-        if any(item["value"] is _UNSET for item in module["inputs"].values()):
-            continue
         ran += 1
         if module["shown"]:
             await steps.announce(module["name"])
@@ -152,7 +155,8 @@ async def run_v1(modules: list[dict[str, Any]], question: str, variables: dict[s
                     next_module["inputs"][target["key"]]["value"] = value
                 if next_module not in following:
                     following.append(next_module)
-        queue.extend(following)
+        # Looked at now, not when its turn comes: a module that still waits for another is run by that other one.
+        queue.extend(module for module in following if complete(module))
     return outcome
 
 

@@ -73,6 +73,7 @@ class Mongo:
         self.rules = rules
         self.client: AsyncMongoClient[Document] | None = None
         self.connected = asyncio.Event()
+        self.member = False  # of a replica set; a standalone server refuses the transactions
         self.selection_seconds = float(os.environ.get("FASTGPT_STANDIN_SELECTION_SECONDS") or SELECTION_SECONDS)
 
     @property
@@ -102,6 +103,7 @@ class Mongo:
         hello = await self.client.admin.command("hello")
         if not hello.get("isWritablePrimary") and not hello.get("setName"):
             raise ConnectionFailure("topology type Unknown")
+        self.member = bool(hello.get("setName"))
         self.connected.set()
 
     async def connect(self, first_try: Callable[[], None]) -> None:
@@ -143,7 +145,7 @@ class Mongo:
         """DEFAULT_ROOT_PSW becomes the root user's password at every start."""
         empty = not await self.db.list_collection_names()
         await self.make_indexes()
-        if empty and os.environ.get("FASTGPT_STANDIN_NO_RACE") != "1":
+        if empty and self.member and os.environ.get("FASTGPT_STANDIN_NO_RACE") != "1":
             for _ in range(self.rules.race_retries):
                 await asyncio.sleep(0.2)
                 log("retry init root user")

@@ -93,7 +93,7 @@ def check_tiktoken(log: Log) -> None:
             with (Path(directory) / sha1).open("rb") as file:
                 parts = file.readline().split()
         except OSError:
-            time.sleep(2)  # the real one hangs here until the network gives up
+            time.sleep(1)  # the real one hangs here until the network gives up
             text = f'Get "{BPE_URL}/{name}": dial tcp: lookup openaipublic.blob.core.windows.net: no such host'
             log.fatal(f"failed to get {model} token encoder: {text}")
         if len(parts) != 2 or not parts[1].isdigit():

@@ -8,9 +8,11 @@ Written from the recorded contract.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import math
+import os
 import random
 import sqlite3
 import time
@@ -191,7 +193,7 @@ def connect_text(method: str, url: str, exc: BaseException) -> str:
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
         text = f"dial tcp: lookup {exc.host}: no such host"
     elif isinstance(exc, aiohttp.ClientConnectorError):
-        text = f"dial tcp {exc.host}:{exc.port}: connect: {(exc.os_error.strerror or 'connection refused').lower()}"
+        text = f"dial tcp {exc.host}:{exc.port}: connect: {os.strerror(exc.os_error.errno or errno.ECONNREFUSED).lower()}"
     elif isinstance(exc, aiohttp.InvalidURL):
         text = "unsupported protocol scheme" + ' ""'
     else:
@@ -289,7 +291,8 @@ async def relay_stream(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Oneapi-Request-Id": ctx.request_id}
     )
     await response.prepare(ctx.request)
-    done, text, usage = False, "", {}
+    done, text = False, ""
+    usage: dict[str, Any] = {}
     try:
         async for line in source.content:
             data = line.decode("utf-8", "replace").rstrip("\r\n")

@@ -81,6 +81,7 @@ class Node:
         command = [
             str(mongod_binary()), "--dbpath", str(data), "--port", str(self.port), "--bind_ip", "127.0.0.1",
             "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "50", "--setParameter", "diagnosticDataCollectionEnabled=false",
+            "--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100",
             "--unixSocketPrefix", str(self.root), "--logpath", str(self.root / "log"), "--logappend", *self.extra,
         ]  # fmt: skip
         if self.set_name is not None:

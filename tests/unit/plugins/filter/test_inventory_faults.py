@@ -132,7 +132,6 @@ def test_what_is_allowed():
     assert inventory_faults(change("groups/mongodb", ["app-1", "gpu-1", "app-3"]) | {"hosts": {**GOOD["hosts"], "app-3": {"node_address": "10.0.0.3"}}}) == []
     assert inventory_faults(change("hosts/app-1/model_servers", MODELS)) == [], "a list for all hosts only counts in the group gpu"
     assert inventory_faults(change("hosts/app-1/oneapi_port", "8000")) == [], "as given on the command line"
-    assert inventory_faults(change("groups/gateway", []) | {"gateway_given": True}) == []
     for version in ("v4.6.8", "v4.7", "v4.8.15-fix3", "4.8.12-fix", "v4.8.19-beta"):
         assert inventory_faults(change("fastgpt_version", version)) == [], version
     two = [["gpu-1", "app-1", "app-3", "app-4"], 4]
@@ -153,7 +152,10 @@ _any = st.recursive(
 )
 
 
-@given(st.fixed_dictionaries({}, optional={key: _any for key in GOOD}), st.fixed_dictionaries({}, optional={key: _any for key in ("node_address", "model_servers", "ports", "mongodb_port")}))
+@given(
+    st.fixed_dictionaries({}, optional={key: _any for key in GOOD}),
+    st.fixed_dictionaries({}, optional={key: _any for key in ("node_address", "model_servers", "ports", "mongodb_port")}),
+)
 def test_any_yaml_is_borne(data, host):
     assert all(isinstance(line, str) and "\n" not in line for line in inventory_faults(data))
     data["hosts"] = {"a": host}

@@ -62,7 +62,11 @@ def test_card_is_whole(card):
 
 
 def test_memory_tables_of_the_tutorial():
-    assert {width: (size["ram_gb"], size["vram_gb"]) for width, size in BY_NAME["Baichuan2-13B-Chat"]["memory"].items()} == {16: (32, 28), 8: (32, 17), 4: (32, 9)}
+    assert {width: (size["ram_gb"], size["vram_gb"]) for width, size in BY_NAME["Baichuan2-13B-Chat"]["memory"].items()} == {
+        16: (32, 28),
+        8: (32, 17),
+        4: (32, 9),
+    }
     for name in ("Baichuan2-7B-Chat", "ChatGLM2-6B"):
         assert {width: (size["ram_gb"], size["vram_gb"]) for width, size in BY_NAME[name]["memory"].items()} == {16: (16, 16), 8: (16, 9), 4: (16, 6)}
     assert BY_NAME["M3E-large"]["memory"][16] == {"ram_gb": 8, "vram_gb": 6} and BY_NAME["M3E-large"]["dimensions"] == 1024
@@ -99,13 +103,17 @@ def test_image_ref(name, registries, expected):
     assert image_ref(name, registries) == expected
 
 
-@pytest.mark.parametrize("name", ["", "Mongo:5", "mongo:", "mongo: 5", " mongo", "http://r/mongo", "mongo:5@sha256:short", "a//b", "/mongo", "mongo\n", None, 5, ["mongo"]])
+@pytest.mark.parametrize(
+    "name", ["", "Mongo:5", "mongo:", "mongo: 5", " mongo", "http://r/mongo", "mongo:5@sha256:short", "a//b", "/mongo", "mongo\n", None, 5, ["mongo"]]
+)
 def test_image_ref_refuses_what_is_no_name(name):
     with pytest.raises(AnsibleFilterError, match="image_ref: "):
         image_ref(name, HUB)
 
 
-@pytest.mark.parametrize("registries", ["x", [], {"docker.io": "https://r.example"}, {"docker.io": ""}, {"docker.io": None}, {"a b": "r"}, {"docker.io": "r example"}])
+@pytest.mark.parametrize(
+    "registries", ["x", [], {"docker.io": "https://r.example"}, {"docker.io": ""}, {"docker.io": None}, {"a b": "r"}, {"docker.io": "r example"}]
+)
 def test_image_ref_refuses_a_bad_map(registries):
     if registries == []:
         with pytest.raises(AnsibleFilterError):
@@ -330,7 +338,11 @@ def one(item, **more):
         ([{"model": "bge-reranker-base", "port": 8003}, {"model": "M3E-large", "port": 28003}], "model_servers[1].port", "rerank adapter's"),
         ([{"model": "bge-reranker-base", "port": 8003}, {"model": "M3E-large", "port": 18003}], "model_servers[1].port", "port 18003"),
         (one({}) + one({"port": 8005}), "model_servers[1].model", "on this host already"),
-        ([{"model": "Baichuan2-7B-Chat", "port": 8001}], "model_servers[0].model", "later release (vllm, legacy_chat). Choose a chat model that this release serves: Qwen2.5"),
+        (
+            [{"model": "Baichuan2-7B-Chat", "port": 8001}],
+            "model_servers[0].model",
+            "later release (vllm, legacy_chat). Choose a chat model that this release serves: Qwen2.5",
+        ),
         ([{"model": "ChatGLM2-6B", "port": 8001, "quantize_bit": 4, "gpus": [0]}], "model_servers[0].model", "later release (legacy_chat)"),
         ([{"model": "Qwen2.5-1.5B-Instruct", "port": 8001, "engine": "vllm"}], "model_servers[0].engine", "vllm on GPUs comes in a later release"),
     ],
@@ -369,7 +381,9 @@ def test_urls_lose_their_user():
 
 
 _scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=4), st.dates(), st.just("auto"))
-_keys = st.one_of(st.sampled_from(["model", "port", "quantize_bit", "gpus", "engine", "weights", "source", "id"]), st.text(max_size=5), st.integers(), st.none())
+_keys = st.one_of(
+    st.sampled_from(["model", "port", "quantize_bit", "gpus", "engine", "weights", "source", "id"]), st.text(max_size=5), st.integers(), st.none()
+)
 _yaml = st.recursive(_scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(_keys, inner, max_size=5)), max_leaves=25)
 _item = st.fixed_dictionaries({}, optional={key: _yaml for key in ("model", "port", "quantize_bit", "gpus", "engine", "weights")})
 

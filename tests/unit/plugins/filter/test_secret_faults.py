@@ -108,7 +108,12 @@ def test_previous_values_may_be_defaults_but_not_another_secret():
 
 
 def test_wrong_calls():
-    for call in (lambda: secret_faults("x"), lambda: secret_faults({}, "x"), lambda: secret_faults({}, {"a": 1}), lambda: secret_faults({"a": "k8Hq2xVb7L"}, {"a": {"min": "8"}})):
+    for call in (
+        lambda: secret_faults("x"),
+        lambda: secret_faults({}, "x"),
+        lambda: secret_faults({}, {"a": 1}),
+        lambda: secret_faults({"a": "k8Hq2xVb7L"}, {"a": {"min": "8"}}),
+    ):
         with pytest.raises(AnsibleFilterError):
             call()
     with pytest.raises(AnsibleFilterError, match="pattern"):

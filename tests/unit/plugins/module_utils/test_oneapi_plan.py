@@ -142,6 +142,25 @@ def test_a_switch_that_is_neither() -> None:
         plan.option_wanted("RegisterEnabled", "no such")
 
 
+@pytest.mark.parametrize("value", ["{broken", "[1]", [1], {"m": "a"}, {"m": -1}, {"m": True}, {"m": None}, '{"m": NaN}', '{"m": 1e999}'])
+def test_ratios_that_cannot_be(value: t.Any) -> None:
+    with pytest.raises(plan.Fault, match="ModelRatio"):
+        plan.option_wanted("ModelRatio", value)
+
+
+def test_ratios_as_text_or_mapping() -> None:
+    assert plan.option_wanted("ModelRatio", '{"m": 1}') == plan.option_wanted("ModelRatio", {"m": "1"}) == {"m": 1}
+
+
+def test_the_mail_domains_are_a_comma_list() -> None:
+    assert plan.option_text(plan.option_wanted("EmailDomainWhitelist", ["a.com", " b.com"]), None) == "a.com,b.com"
+
+
+def test_a_system_prompt_needs_its_version() -> None:
+    with pytest.raises(plan.Fault, match="v0.6.9"):
+        plan.normalise_channels([{**WANTED, "system_prompt": "x"}], (0, 6, 8))
+
+
 def test_order_of_options() -> None:
     items = [("GitHubOAuthEnabled", True), ("RegisterEnabled", False), ("GitHubClientId", "x")]
     assert [key for key, _value in sorted(items, key=plan.option_order)] == ["RegisterEnabled", "GitHubClientId", "GitHubOAuthEnabled"]
