@@ -15,5 +15,5 @@ mkdir -p ~/.ansible/test/cache
 for version in 24_2 25_2; do cp "$root/tests/support/get_pip.py" ~/.ansible/test/cache/get_pip_$version.py; done
 python=$("$root/.venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 export PATH="$root/.venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ansible-test sanity --venv default --python "$python" --color no "$@"
+ansible-test sanity "$@" --venv --python "$python" --color no
 echo "ansible-test sanity: passed"

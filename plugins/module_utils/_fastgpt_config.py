@@ -14,7 +14,7 @@ import re
 import typing as t
 from urllib.parse import urlsplit
 
-JsonDict = t.Dict[str, t.Any]
+JsonDict = dict[str, t.Any]
 
 MASK = "********"
 SECRET_KEYS = frozenset({"requestAuth", "chatApiKey", "key", "doc2xKey", "apiKey", "token"})
@@ -53,20 +53,17 @@ def refusal(text: str) -> str:
     version = parse_version(text)
     era = era_of(version)
     if era == "":
-        return (
-            f"version: {text}: FastGPT before v4.6.8 has another config.json (chatModels, qaModels, cqModels): use v4.6.8 to "
-            "v4.8.19."
-        )
+        return f"version: {text}: FastGPT before v4.6.8 has another config.json (chatModels, qaModels, cqModels): use v4.6.8 to v4.8.19."
     if era == "C":
         return (
-            f"version: {text}: from v4.8.20 on FastGPT ignores the models of config.json and keeps them in its database "
-            "(system_models), set by its model API, PUT /api/core/ai/model/updateWithJson, as root: use v4.6.8 to v4.8.19 with "
-            "this module, or a later release of this collection that has the model API."
+            f"version: {text}: from v4.8.20 on FastGPT ignores the models of config.json and keeps them in its database"
+            " (system_models), set by its model API, PUT /api/core/ai/model/updateWithJson, as root: use v4.6.8 to"
+            " v4.8.19 with this module, or a later release of this collection that has the model API."
         )
     if era in ("D", "E"):
         return (
-            f"version: {text}: from v4.15 on FastGPT reads no config.json at all (environment variables and its model API take its "
-            "place): use v4.6.8 to v4.8.19 with this module, or a later release of this collection."
+            f"version: {text}: from v4.15 on FastGPT reads no config.json at all (environment variables and its model"
+            " API take its place): use v4.6.8 to v4.8.19 with this module, or a later release of this collection."
         )
     return ""
 
@@ -209,14 +206,10 @@ class _Builder:
         given = dict(given)
         for key, variable in (("oneapiUrl", "OPENAI_BASE_URL"), ("chatApiKey", "CHAT_API_KEY")):
             if given.pop(key, None) is not None:
-                self.faults.append(
-                    f"system_env.{key}: it silently overrides the container's environment: set {variable} there instead."
-                )
+                self.faults.append(f"system_env.{key}: it silently overrides the container's environment: set {variable} there instead.")
         return self.entry("system_env", given, SYSTEM_FIELDS)
 
-    def entries(
-        self, option: str, items: t.Sequence[t.Mapping[str, t.Any]], fields: t.Mapping[str, Field]
-    ) -> list[JsonDict]:
+    def entries(self, option: str, items: t.Sequence[t.Mapping[str, t.Any]], fields: t.Mapping[str, Field]) -> list[JsonDict]:
         defaults = [i for i, item in enumerate(items) if item.get("isDefault") is True]
         if len(defaults) > 1:
             names = ", ".join(str(items[i].get("model")) for i in defaults)
@@ -265,9 +258,7 @@ class _Builder:
                 return value.lower() in ("true", "yes", "on")
         elif kind == "str" and isinstance(value, str):
             return value
-        elif kind == "dict" and isinstance(value, dict):
-            return self.plain(label, value)
-        elif kind == "list" and isinstance(value, list):
+        elif kind == "dict" and isinstance(value, dict) or kind == "list" and isinstance(value, list):
             return self.plain(label, value)
         shown = MASK if label.rpartition(".")[2] in SECRET_KEYS else repr(value)[:80]
         self.faults.append(f"{label}: {shown}: must be {_KIND_NAMES[kind]}.")
@@ -302,23 +293,18 @@ class _Builder:
                 if model[key] < 1:
                     self.faults.append(f"{label}.{key}: {model[key]}: must be at least 1 token.")
             if response >= context:
-                self.faults.append(
-                    f"{label}.maxResponse: {response}: must be less than maxContext ({context}), else no question fits."
-                )
+                self.faults.append(f"{label}.maxResponse: {response}: must be less than maxContext ({context}), else no question fits.")
             elif response + quote > context:
                 self.faults.append(
-                    f"{label}.quoteMaxToken: {quote}: with maxResponse ({response}) it is more than maxContext ({context}): use at "
-                    f"most {context - response}, less what question and history take."
+                    f"{label}.quoteMaxToken: {quote}: with maxResponse ({response}) it is more than maxContext"
+                    f" ({context}): use at most {context - response}, less what question and history take."
                 )
             temperature = model.get("maxTemperature")
             if isinstance(temperature, (int, float)) and not 0 < temperature <= 2:
                 self.faults.append(f"{label}.maxTemperature: {temperature}: must be above 0 and at most 2.")
             tools = [k for k in ("toolChoice", "functionCall") if model.get(k) is True]
             if tools:
-                self.warnings.append(
-                    f"{label}: {' and '.join(tools)}: right only if the model's server speaks tools; with false FastGPT asks by "
-                    "prompt."
-                )
+                self.warnings.append(f"{label}: {' and '.join(tools)}: right only if the model's server speaks tools; with false FastGPT asks by prompt.")
         for flag, since in FLAGS_FROM.items():
             if self.version >= since and not any(m.get(flag) is True for m in models):
                 self.faults.append(f"llm_models: no model has {flag}: true: FastGPT offers none for this use then; set it on one.")
@@ -340,8 +326,8 @@ class _Builder:
             size = _number(item.get("dimensions"))
             if size is not None and not 1 <= size <= VECTOR_SIZE:
                 self.faults.append(
-                    f"vector_models ({item.get('model')}).dimensions: {size:g}: FastGPT stores {VECTOR_SIZE} numbers and cuts the rest: use "
-                    "a model with at most that many."
+                    f"vector_models ({item.get('model')}).dimensions: {size:g}: FastGPT stores {VECTOR_SIZE} numbers"
+                    " and cuts the rest: use a model with at most that many."
                 )
 
     def check_rerank(self, models: list[JsonDict]) -> None:
@@ -357,8 +343,8 @@ class _Builder:
                 self.faults.append(f"{label}.requestAuth: leave 'Bearer ' out: FastGPT adds it.")
         if len(models) > 1:
             self.warnings.append(
-                f"rerank_models: FastGPT up to v4.8.19 uses the first only ({models[0].get('model')}); put several servers of one "
-                "model behind one address instead."
+                f"rerank_models: FastGPT up to v4.8.19 uses the first only ({models[0].get('model')}); put several"
+                " servers of one model behind one address instead."
             )
 
     def check_names(self, config: JsonDict) -> None:
@@ -382,9 +368,7 @@ class _Builder:
                     if field == "model":
                         other = everywhere.setdefault(value, option)
                         if other != option:
-                            self.warnings.append(
-                                f"{option}: {value} is in {other} too: from v4.8.20 on all models share one list of names."
-                            )
+                            self.warnings.append(f"{option}: {value} is in {other} too: from v4.8.20 on all models share one list of names.")
 
 
 _KIND_NAMES = {
@@ -401,7 +385,7 @@ def _copy(value: t.Any) -> t.Any:
     return json.loads(json.dumps(value))
 
 
-def _is_int(value: t.Any) -> bool:
+def _is_int(value: t.Any) -> t.TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -514,10 +498,7 @@ def masked(config: t.Any, other: t.Any = None) -> t.Any:
         twins: dict[t.Any, t.Any] = {}
         if isinstance(other, list):
             twins = {item.get("model"): item for item in other if isinstance(item, dict) and _hashable(item.get("model"))}
-        return [
-            masked(item, twins.get(item.get("model")) if isinstance(item, dict) and _hashable(item.get("model")) else None)
-            for item in config
-        ]
+        return [masked(item, twins.get(item.get("model")) if isinstance(item, dict) and _hashable(item.get("model")) else None) for item in config]
     return config
 
 
@@ -549,6 +530,7 @@ _BLANK = re.compile(r"(?:[\s\ufeff\u00a0]+|//[^\n\r\u2028\u2029]*|/\*.*?\*/)*", 
 _NAME = re.compile(r"(?:[^\W\d]|\$)(?:\w|[$\u200c\u200d])*")
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0"}
 _DEEPEST = 200
+_WORDS = {"true": True, "false": False, "null": None}
 
 
 def read_json5(text: str) -> t.Any:
@@ -604,11 +586,10 @@ class _Json5:
             if self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] in "_$."):
                 raise self.error("this is no number")
             return self.number(found[0])
-        for word, result in (("true", True), ("false", False), ("null", None)):
-            name = _NAME.match(self.text, self.at)
-            if name and name[0] == word:
-                self.at = name.end()
-                return result
+        word = _NAME.match(self.text, self.at)
+        if word and word[0] in _WORDS:
+            self.at = word.end()
+            return _WORDS[word[0]]
         raise self.error(f"unexpected {char!r}")
 
     @staticmethod

@@ -194,9 +194,7 @@ class Node:
         result = dict(answer)
         failed = result.get("writeConcernError")
         if failed:
-            raise Refused(
-                self.address, int(failed.get("code", WRITE_CONCERN_FAILED)), str(failed.get("errmsg", failed))
-            )
+            raise Refused(self.address, int(failed.get("code", WRITE_CONCERN_FAILED)), str(failed.get("errmsg", failed)))
         return result
 
     def hello(self) -> dict[str, t.Any]:
@@ -296,14 +294,14 @@ def open_node(settings: Settings, address: str) -> Access:
     node.close()
     if settings.user is None:
         raise MongoFault(
-            f"{address} asks for a log-in: set login_user and login_password (the localhost exception is closed once a user "
-            "exists, and is open only to connections from the server itself)."
+            f"{address} asks for a log-in: set login_user and login_password (the localhost exception is closed once a"
+            " user exists, and is open only to connections from the server itself)."
         )
     tried = "neither login_password nor login_password_previous is" if settings.previous else "login_password is not"
     raise MongoFault(
-        f"{address} refuses the log-in of user {settings.user} (authentication database {settings.auth_source}): {tried} right, "
-        "or the user does not exist there. A password in the container's environment counts only on an empty data directory: "
-        "give the one that is in force as login_password_previous to change it."
+        f"{address} refuses the log-in of user {settings.user} (authentication database {settings.auth_source}):"
+        f" {tried} right, or the user does not exist there. A password in the container's environment counts only on an"
+        " empty data directory: give the one that is in force as login_password_previous to change it."
     )
 
 
@@ -329,12 +327,11 @@ def open_login(settings: Settings, patience: float) -> Access:
         except (Unreachable, Refused) as exc:
             if time.monotonic() >= deadline:
                 if isinstance(exc, Refused):
-                    raise MongoFault(
-                        f"MongoDB at {settings.address} refuses to answer: {exc.message} (code {exc.code})."
-                    ) from None
+                    raise MongoFault(f"MongoDB at {settings.address} refuses to answer: {exc.message} (code {exc.code}).") from None
                 raise MongoFault(
-                    f"No MongoDB answers at {settings.address} within {patience:g} s: {exc.reason}. Check that it runs "
-                    "(its log names the reason if it does not), listens on this address, and that TLS is set alike on both sides."
+                    f"No MongoDB answers at {settings.address} within {patience:g} s: {exc.reason}. Check that it runs"
+                    " (its log names the reason if it does not), listens on this address, and that TLS is set alike on"
+                    " both sides."
                 ) from None
         time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
 

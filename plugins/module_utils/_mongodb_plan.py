@@ -14,7 +14,7 @@ MAX_MEMBERS = 50
 MAX_VOTERS = 7
 DEFAULT_PORT = 27017
 
-MemberDoc = t.Dict[str, t.Any]
+MemberDoc = dict[str, t.Any]
 
 
 class PlanError(Exception):
@@ -228,8 +228,7 @@ class _Planner:
             if wanted is not None and wanted.arbiter != view.arbiter:
                 was, becomes = ("an arbiter", "a data member") if view.arbiter else ("a data member", "an arbiter")
                 raise PlanError(
-                    f"{view.host} is {was} and cannot become {becomes} in place: take it out of the list, run, empty its "
-                    "data directory, then add it again."
+                    f"{view.host} is {was} and cannot become {becomes} in place: take it out of the list, run, empty its data directory, then add it again."
                 )
         self.raise_priorities()
         self.votes()
@@ -271,11 +270,7 @@ class _Planner:
         while True:
             views = {m.host: m for m in self.views()}
             up = [m for m in self.wanted if m.votes == 1 and (m.host not in views or views[m.host].votes == 0)]
-            down = [
-                m
-                for m in views.values()
-                if m.votes == 1 and (m.host not in self.target or self.target[m.host].votes == 0)
-            ]
+            down = [m for m in views.values() if m.votes == 1 and (m.host not in self.target or self.target[m.host].votes == 0)]
             if not up and not down:
                 return
             dead_down = [m for m in down if m.host in self.dead]
@@ -287,8 +282,8 @@ class _Planner:
             if down and self.try_down(down):
                 continue
             raise PlanError(
-                "the set cannot be changed step by step without losing its only possible primary: give another member that "
-                "stays a priority above 0 first, then run again."
+                "the set cannot be changed step by step without losing its only possible primary: give another member"
+                " that stays a priority above 0 first, then run again."
             )
 
     def add_members(self) -> None:
@@ -300,9 +295,7 @@ class _Planner:
             if len(self.docs) >= MAX_MEMBERS:
                 gone = next((m for m in self.views() if m.votes == 0 and m.host not in self.target), None)
                 if gone is None:
-                    raise PlanError(
-                        f"the set has {MAX_MEMBERS} members: remove some in a run of its own before others are added."
-                    )
+                    raise PlanError(f"the set has {MAX_MEMBERS} members: remove some in a run of its own before others are added.")
                 self.remove(gone)
             doc = _document(self.new_id(), dataclasses.replace(member, votes=0, priority=0.0))
             self.docs.append(doc)
@@ -359,9 +352,7 @@ class _Planner:
             self.emit("settings", "", "set " + ", ".join(changed))
 
 
-def recovery_members(
-    current: t.Sequence[MemberDoc], wanted: t.Sequence[Member], own_host: str, same_set: t.Collection[str]
-) -> list[MemberDoc]:
+def recovery_members(current: t.Sequence[MemberDoc], wanted: t.Sequence[Member], own_host: str, same_set: t.Collection[str]) -> list[MemberDoc]:
     """Members for a forced reconfiguration of servers that no longer find themselves in their own configuration.
 
     Only servers known to hold this set's data take part: `own_host`, those of `same_set`, and members whose host still

@@ -154,7 +154,7 @@ _PREFIX = "ansible-verify-"
 _WRONG_PASSWORD = "密码错误"
 # A refusal this often in a row, and not just while the first start writes the root user.
 _WRONG_PASSWORD_TRIES = 4
-_PAUSE = 3.0
+_PAUSE = 2.0
 _AFTER_LOGIN = 90.0
 # MongoDB makes collections and indexes on the first use, and FastGPT does not repeat the transaction that this breaks.
 _CONFLICT = re.compile(r"write ?conflict|catalog change|retry your operation|please retry|snapshot", re.IGNORECASE)

@@ -203,7 +203,6 @@ import tempfile
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _fastgpt_config as fc
 
 # Large enough for any real file; what is larger was not written by us and is not worth reading.
@@ -214,8 +213,10 @@ def read(module: AnsibleModule, path: str) -> bytes | None:
     """The file's content, None if there is none; ends the module where it is not a file."""
     if os.path.isdir(path):
         module.fail_json(
-            msg=f"path: {path} is a directory. Docker makes one where a file to be mounted is missing: remove the container that "
-            f"mounts it and the directory (rmdir {path}), then run again."
+            msg=(
+                f"path: {path} is a directory. Docker makes one where a file to be mounted is missing: remove the"
+                f" container that mounts it and the directory (rmdir {path}), then run again."
+            )
         )
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
@@ -344,8 +345,7 @@ def main() -> None:
         "path": params["path"],
         "era": era,
         "models": {
-            kind: [m.get("model") for m in built.config[key]]
-            for kind, key in (("llm", "llmModels"), ("vector", "vectorModels"), ("rerank", "reRankModels"))
+            kind: [m.get("model") for m in built.config[key]] for kind, key in (("llm", "llmModels"), ("vector", "vectorModels"), ("rerank", "reRankModels"))
         },
     }
     if module._diff:

@@ -172,7 +172,6 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb as m
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb_plan as planning
 
@@ -205,9 +204,7 @@ class ReplicaSet:
         access = self.keep(m.open_login(self.settings, self.patience))
         self.check_kind(access)
         if access.by == "open" and self.settings.user is not None:
-            self.module.warn(
-                f"MongoDB at {self.settings.address} does not ask for a log-in: start it with a keyFile or with --auth."
-            )
+            self.module.warn(f"MongoDB at {self.settings.address} does not ask for a log-in: start it with a keyFile or with --auth.")
         if access.hello.get("arbiterOnly"):
             access = self.away_from_arbiter(access)
         try:
@@ -224,8 +221,8 @@ class ReplicaSet:
             return
         if state["set"] != self.name:
             raise m.MongoFault(
-                f"MongoDB at {self.settings.address} belongs to the replica set {state['set']!r}, not {self.name!r}. The name of a "
-                f"set cannot be changed: set name to {state['set']}, or connect to another server."
+                f"MongoDB at {self.settings.address} belongs to the replica set {state['set']!r}, not {self.name!r}."
+                f" The name of a set cannot be changed: set name to {state['set']}, or connect to another server."
             )
         self.converge(access)
 
@@ -234,10 +231,7 @@ class ReplicaSet:
         return access
 
     def no_replset(self) -> str:
-        return (
-            f"MongoDB at {self.settings.address} runs without replication: start it with --replSet {self.name} "
-            "(its data stays), then run again."
-        )
+        return f"MongoDB at {self.settings.address} runs without replication: start it with --replSet {self.name} (its data stays), then run again."
 
     def running_name(self, node: m.Node) -> str:
         """The set's name on the server's command line; empty where we may not ask."""
@@ -249,9 +243,7 @@ class ReplicaSet:
 
     def check_kind(self, access: m.Access) -> None:
         if access.hello.get("msg") == "isdbgrid":
-            raise m.MongoFault(
-                f"{self.settings.address} is a mongos router: connect to a mongod of the replica set instead."
-            )
+            raise m.MongoFault(f"{self.settings.address} is a mongos router: connect to a mongod of the replica set instead.")
         if "setName" not in access.hello and not access.hello.get("isreplicaset"):
             raise m.MongoFault(self.no_replset())
 
@@ -262,8 +254,7 @@ class ReplicaSet:
             except (m.Unreachable, m.Refused):
                 continue
         raise m.MongoFault(
-            f"{self.settings.address} is an arbiter, which knows no users, and no data member of its set answers from here: "
-            "connect to a data member."
+            f"{self.settings.address} is an arbiter, which knows no users, and no data member of its set answers from here: connect to a data member."
         )
 
     # not initiated
@@ -275,8 +266,8 @@ class ReplicaSet:
         for peer in living:
             if peer.set_name != self.name:
                 raise m.MongoFault(
-                    f"members: {peer.host} belongs to the replica set {peer.set_name!r}, not {self.name!r}: take it out of the list, "
-                    "or remove it from that set and empty its data directory first."
+                    f"members: {peer.host} belongs to the replica set {peer.set_name!r}, not {self.name!r}: take it out"
+                    " of the list, or remove it from that set and empty its data directory first."
                 )
         if living:
             self.join(access, living[0], peers)
@@ -288,14 +279,11 @@ class ReplicaSet:
                 self.refuse_data(peer, None)
         running = self.running_name(access.node)
         if running and running != self.name:
-            raise m.MongoFault(
-                f"MongoDB at {self.settings.address} was started with --replSet {running}, but name is {self.name!r}: "
-                "make both alike."
-            )
+            raise m.MongoFault(f"MongoDB at {self.settings.address} was started with --replSet {running}, but name is {self.name!r}: make both alike.")
         if not planning.implicit_majority([{"_id": i, **w.as_dict(), "arbiterOnly": w.arbiter} for i, w in enumerate(self.wanted)]):
             self.module.warn(
-                f"{self.name} is initiated with an arbiter and so few data members that w:1 becomes the default write concern: "
-                "writes that only the primary has are lost when it fails. Three data members avoid this."
+                f"{self.name} is initiated with an arbiter and so few data members that w:1 becomes the default write"
+                " concern: writes that only the primary has are lost when it fails. Three data members avoid this."
             )
         self.before = []
         if not self.check and not self.initiate(access, own):
@@ -322,20 +310,14 @@ class ReplicaSet:
     def explain_initiate(self, exc: m.Refused, own: str | None) -> str:
         text = f"MongoDB at {self.settings.address} refuses to initiate {self.name}: {exc.message} (code {exc.code})."
         if exc.code == m.NODE_NOT_FOUND:
-            return (
-                text
-                + " Every member must answer under its listed host from inside the other members' hosts or containers."
-            )
+            return text + " Every member must answer under its listed host from inside the other members' hosts or containers."
         if exc.code == m.INVALID_CONFIG and "maps to this node" in exc.message:
             if own:
-                return text + (
-                    f" {own} is this server as seen from here, but the server does not reach itself under that address: "
-                    "allow this (published ports, firewall, name resolution inside the container)."
+                return (
+                    text + f" {own} is this server as seen from here, but the server does not reach itself under that"
+                    " address: allow this (published ports, firewall, name resolution inside the container)."
                 )
-            return (
-                text
-                + " One of the listed hosts must be this server, reachable from inside it under that name or address."
-            )
+            return text + " One of the listed hosts must be this server, reachable from inside it under that name or address."
         if exc.code == m.INVALID_CONFIG and "set name" in exc.message:
             return text + " Set name to what the server's --replSet says."
         if exc.code == m.UNAUTHORIZED:
@@ -346,17 +328,17 @@ class ReplicaSet:
         """We were sent to a server that is yet to become a member of a set that runs elsewhere."""
         if not any(p.own for p in peers):
             raise m.MongoFault(
-                f"{self.settings.address} is in no replica set and is none of the listed members, while {peer.host} is in "
-                f"{self.name!r}: connect to one of the listed members."
+                f"{self.settings.address} is in no replica set and is none of the listed members, while {peer.host} is"
+                f" in {self.name!r}: connect to one of the listed members."
             )
         other = self.keep(self.open_member(peer.host))
         members = [str(x["name"]) for x in other.node.status()["members"]]
         strangers = sorted(set(map(planning.normalise_host, members)) - set(self.hosts))
         if strangers:
             raise m.MongoFault(
-                f"{self.settings.address} is not a member of any set, while {peer.host} is in a replica set {self.name!r} with members "
-                f"that are not listed ({', '.join(strangers)}): if this is the set meant, connect to one of its members; if not, "
-                f"take {peer.host} out of the list."
+                f"{self.settings.address} is not a member of any set, while {peer.host} is in a replica set"
+                f" {self.name!r} with members that are not listed ({', '.join(strangers)}): if this is the set meant,"
+                f" connect to one of its members; if not, take {peer.host} out of the list."
             )
         for candidate in peers:
             if candidate.own:
@@ -368,28 +350,26 @@ class ReplicaSet:
     def on_removed(self, access: m.Access) -> None:
         if access.by == "exception":
             raise m.MongoFault(
-                f"MongoDB at {self.settings.address} is not in its own replica set configuration and has no users: "
-                "its configuration cannot be read."
+                f"MongoDB at {self.settings.address} is not in its own replica set configuration and has no users: its configuration cannot be read."
             )
         config = access.node.config()
         if config["_id"] != self.name:
             raise m.MongoFault(
-                f"MongoDB at {self.settings.address} holds data of the replica set {config['_id']!r}, but name is {self.name!r}. The name "
-                f"of a set cannot be changed: start it with --replSet {config['_id']} and set name to it."
+                f"MongoDB at {self.settings.address} holds data of the replica set {config['_id']!r}, but name is"
+                f" {self.name!r}. The name of a set cannot be changed: start it with --replSet {config['_id']} and set"
+                " name to it."
             )
         running = self.running_name(access.node)
         if running and running != self.name:
             raise m.MongoFault(
-                f"MongoDB at {self.settings.address} holds data of the replica set {self.name!r} but was started with --replSet "
-                f"{running}: start it with --replSet {self.name}."
+                f"MongoDB at {self.settings.address} holds data of the replica set {self.name!r} but was started with"
+                f" --replSet {running}: start it with --replSet {self.name}."
             )
         peers = self.peers(access, [*self.hosts, *(planning.normalise_host(d["host"]) for d in config["members"])])
         for peer in peers:
             if peer.set_name == self.name and not peer.own:
                 other = self.keep(self.open_member(peer.host))
-                same = other.node.config().get("settings", {}).get("replicaSetId") == config["settings"].get(
-                    "replicaSetId"
-                )
+                same = other.node.config().get("settings", {}).get("replicaSetId") == config["settings"].get("replicaSetId")
                 if same and m.find_primary(self.settings, other) is not None:
                     self.converge(other)
                     return
@@ -400,21 +380,19 @@ class ReplicaSet:
             f"(members there: {', '.join(before)}) and no other member has a primary: the state REMOVED."
         )
         if own is None:
-            raise m.MongoFault(
-                text + f" None of the listed hosts is this server ({', '.join(self.hosts)}): correct members first."
-            )
+            raise m.MongoFault(text + f" None of the listed hosts is this server ({', '.join(self.hosts)}): correct members first.")
         if not self.module.params["force_recovery"]:
             raise m.MongoFault(
-                text
-                + f" If {', '.join(before)} can be made to resolve and answer again, do that. Else run once with force_recovery: "
-                "true, which forces the listed hosts into the configuration (writes that only others had may be rolled back)."
+                text + f" If {', '.join(before)} can be made to resolve and answer again, do that. Else run once with"
+                " force_recovery: true, which forces the listed hosts into the configuration (writes that only"
+                " others had may be rolled back)."
             )
         same_set = [p.host for p in peers if p.host in self.hosts and not p.own and self.same_data(p, config)]
         docs = planning.recovery_members(config["members"], self.wanted, own, same_set)
         if len(docs) <= len(config["members"]) // 2:
             self.module.warn(
-                f"Only {len(docs)} of {len(config['members'])} members of {self.name} take part in the forced reconfiguration: writes that "
-                "only the others have are lost."
+                f"Only {len(docs)} of {len(config['members'])} members of {self.name} take part in the forced"
+                " reconfiguration: writes that only the others have are lost."
             )
         self.before = m.compact(config["members"], self.wanted)
         forced = "force the hosts " + ", ".join(planning.member_of(d).host for d in docs) + " into the configuration"
@@ -469,18 +447,14 @@ class ReplicaSet:
         lost = [p for p in peers if p.error]
         if lost:
             raise m.MongoFault(
-                "members that do not answer: "
-                + "; ".join(p.error for p in lost)
-                + ". Start MongoDB there and open its port to all "
+                "members that do not answer: " + "; ".join(p.error for p in lost) + ". Start MongoDB there and open its port to all "
                 "members and to this host, or correct the list. Nothing was changed."
             )
         seen: dict[str, str] = {}
         for peer in peers:
             process = m.process_of(peer.hello)
             if process and process in seen:
-                raise m.MongoFault(
-                    f"members: {seen[process]} and {peer.host} are the same server: list it once, under the address that all members reach."
-                )
+                raise m.MongoFault(f"members: {seen[process]} and {peer.host} are the same server: list it once, under the address that all members reach.")
             seen[process] = peer.host
 
     def refuse_data(self, peer: Peer, config: dict[str, t.Any] | None) -> None:
@@ -488,14 +462,14 @@ class ReplicaSet:
         where = f"members: {peer.host}"
         if peer.set_name and peer.set_name != self.name:
             raise m.MongoFault(
-                f"{where} belongs to the replica set {peer.set_name!r}, not {self.name!r}: take it out of the list, or remove it from that "
-                "set and empty its data directory first."
+                f"{where} belongs to the replica set {peer.set_name!r}, not {self.name!r}: take it out of the list, or"
+                " remove it from that set and empty its data directory first."
             )
         if peer.set_name:
             raise m.MongoFault(
-                f"{where} belongs to another replica set that is called {self.name!r} too (members there: "
-                f"{', '.join(peer.hello.get('hosts', []))}): take it out of the list, or remove it from that set and empty its data "
-                "directory first."
+                f"{where} belongs to another replica set that is called {self.name!r} too (members there:"
+                f" {', '.join(peer.hello.get('hosts', []))}): take it out of the list, or remove it from that set and"
+                " empty its data directory first."
             )
         if not peer.hello.get("isreplicaset"):
             raise m.MongoFault(f"{where} runs without replication: start it with --replSet {self.name}.")
@@ -519,14 +493,15 @@ class ReplicaSet:
             if wanted_id is not None and stored.get("settings", {}).get("replicaSetId") == wanted_id:
                 return
             raise m.MongoFault(
-                f"{where} holds data of another replica set ({stored.get('_id')!r}, members there: "
-                f"{', '.join(str(d['host']) for d in stored.get('members', []))}). Empty its data directory if that data may go, "
-                "or take it out of the list."
+                f"{where} holds data of another replica set ({stored.get('_id')!r}, members there:"
+                f" {', '.join(str(d['host']) for d in stored.get('members', []))}). Empty its data directory if that"
+                " data may go, or take it out of the list."
             )
         if collections:
             raise m.MongoFault(
-                f"{where} holds data of its own (collections: {collections}), which joining the set would delete: make it the "
-                "server that the module connects to (the first member keeps its data), or empty its data directory."
+                f"{where} holds data of its own (collections: {collections}), which joining the set would delete: make"
+                " it the server that the module connects to (the first member keeps its data), or empty its data"
+                " directory."
             )
 
     # a primary
@@ -557,8 +532,8 @@ class ReplicaSet:
             return f"{text}: {exc}."
         seen = "; ".join(f"{s['host']} {s['state']}{': ' + s['message'] if s['message'] else ''}" for s in states)
         return (
-            f"{text} (seen from {access.node.address}: {seen}). A majority of the voting members must run and reach each other, and "
-            "this host must reach them under these names."
+            f"{text} (seen from {access.node.address}: {seen}). A majority of the voting members must run and reach"
+            " each other, and this host must reach them under these names."
         )
 
     def majority_write(self, primary: m.Access) -> None:
@@ -572,14 +547,12 @@ class ReplicaSet:
                 return
             except (m.Unreachable, m.Refused) as exc:
                 if isinstance(exc, m.Refused) and exc.code in (m.UNAUTHORIZED, m.COMMAND_NOT_FOUND):
-                    self.module.warn(
-                        f"The majority write was left out: {exc.message}. Give {self.settings.user} the role clusterAdmin."
-                    )
+                    self.module.warn(f"The majority write was left out: {exc.message}. Give {self.settings.user} the role clusterAdmin.")
                     return
                 if time.monotonic() >= deadline:
                     raise m.MongoFault(
-                        f"The primary {self.primary_host} of {self.name} takes no write that a majority acknowledges within "
-                        f"{self.patience:g} s: {exc}. " + self.no_primary(primary)
+                        f"The primary {self.primary_host} of {self.name} takes no write that a majority acknowledges"
+                        f" within {self.patience:g} s: {exc}. " + self.no_primary(primary)
                     ) from None
                 primary = self.wait_primary(primary)
 
@@ -617,19 +590,13 @@ class ReplicaSet:
                 time.sleep(0.5)
                 primary = self.wait_primary(access)
         else:
-            raise m.MongoFault(
-                f"{self.name} does not come to rest after {MAX_STEPS} steps: does another program change it as well?"
-            )
+            raise m.MongoFault(f"{self.name} does not come to rest after {MAX_STEPS} steps: does another program change it as well?")
         if self.changed and not self.check:
             primary = self.wait_primary(primary)
             self.majority_write(primary)
 
-    def predict(
-        self, docs: list[planning.MemberDoc], renames: dict[str, str], dead: t.Collection[str], primary: str | None
-    ) -> None:
-        self.steps += [
-            step.text for step in planning.plan(docs, self.wanted, renames=renames, dead=dead, primary=primary)
-        ]
+    def predict(self, docs: list[planning.MemberDoc], renames: dict[str, str], dead: t.Collection[str], primary: str | None) -> None:
+        self.steps += [step.text for step in planning.plan(docs, self.wanted, renames=renames, dead=dead, primary=primary)]
 
     def plan(self, primary: m.Access, config: dict[str, t.Any]) -> list[planning.Step]:
         """Look at what the change concerns, refuse what must not be, plan the rest."""
@@ -645,9 +612,7 @@ class ReplicaSet:
                 old = planning.normalise_host(str(peer.hello["me"])) if peer.hello.get("me") else ""
                 if peer.set_name == self.name and old in current and self.is_member(peer, old):
                     if old in self.hosts:
-                        raise m.MongoFault(
-                            f"members: {old} and {peer.host} are the same server: list it once, under the address that all members reach."
-                        )
+                        raise m.MongoFault(f"members: {old} and {peer.host} are the same server: list it once, under the address that all members reach.")
                     renames[peer.host] = old
                 else:
                     self.refuse_data(peer, config)
@@ -685,8 +650,8 @@ class ReplicaSet:
         except m.Refused as exc:
             if exc.code == m.NODE_NOT_FOUND:
                 raise m.MongoFault(
-                    f"{self.name}: the step '{step.text}' is refused: {exc.message} (code {exc.code}). The members must reach each other, "
-                    "and each itself, under the listed hosts from inside their hosts or containers."
+                    f"{self.name}: the step '{step.text}' is refused: {exc.message} (code {exc.code}). The members must"
+                    " reach each other, and each itself, under the listed hosts from inside their hosts or containers."
                 ) from None
             raise
         self.steps.append(step.text)
@@ -704,13 +669,12 @@ class ReplicaSet:
             if not sick:
                 return
             if time.monotonic() >= deadline:
-                seen = "; ".join(
-                    f"{s['host']} is {s['state']}{': ' + s['message'] if s['message'] else ''}" for s in sick
-                )
+                seen = "; ".join(f"{s['host']} is {s['state']}{': ' + s['message'] if s['message'] else ''}" for s in sick)
                 raise m.MongoFault(
-                    f"{self.name}: the step '{step.text}' waits for all members to be healthy, but after {self.patience:g} s {seen}. "
-                    "STARTUP2 or RECOVERING: it still synchronises, run again later or raise timeout. Not reachable: start it, let "
-                    "the members reach each other under the listed hosts, or take it out of the list."
+                    f"{self.name}: the step '{step.text}' waits for all members to be healthy, but after"
+                    f" {self.patience:g} s {seen}. STARTUP2 or RECOVERING: it still synchronises, run again later or"
+                    " raise timeout. Not reachable: start it, let the members reach each other under the listed hosts,"
+                    " or take it out of the list."
                 )
             time.sleep(0.3)
 
@@ -739,8 +703,8 @@ class ReplicaSet:
         self.changed = True
         if choice == "1":
             self.module.warn(
-                f"The default write concern of {self.name} is now w:1, as an arbiter leaves too few data members for w:majority: writes "
-                "that only the primary has are lost when it fails. Three data members avoid this."
+                f"The default write concern of {self.name} is now w:1, as an arbiter leaves too few data members for"
+                " w:majority: writes that only the primary has are lost when it fails. Three data members avoid this."
             )
 
     def compare_hosts(self, primary: m.Access) -> None:
@@ -756,8 +720,9 @@ class ReplicaSet:
             self.before = self.after
         if hosts != visible:
             raise m.MongoFault(
-                f"The replica set {self.name} has the members {', '.join(sorted(hosts))}, and no user exists yet, so that its "
-                "configuration cannot be read: make the first user (selfhosted.fastgpt.mongodb_user), then run again with its log-in."
+                f"The replica set {self.name} has the members {', '.join(sorted(hosts))}, and no user exists yet, so"
+                " that its configuration cannot be read: make the first user (selfhosted.fastgpt.mongodb_user), then"
+                " run again with its log-in."
             )
 
     # password
@@ -845,9 +810,7 @@ def main() -> None:
     if failure:
         result["changed"] = work.changed and not module.check_mode
         module.fail_json(msg=failure, **result)
-    result.update(
-        primary=work.primary_host, members=work.after, initiated=work.initiated, password_rotated=work.rotated
-    )
+    result.update(primary=work.primary_host, members=work.after, initiated=work.initiated, password_rotated=work.rotated)
     if work.write_ms is not None:
         result["majority_write_ms"] = work.write_ms
     before: dict[str, t.Any] = {"name": work.name, "members": work.before} if work.before else {}

@@ -157,14 +157,11 @@ server_version:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb as m
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb_plan as planning
 
 
-def gather(
-    module: AnsibleModule, settings: m.Settings, access: m.Access, wanted: list[planning.Member] | None
-) -> dict[str, t.Any]:
+def gather(module: AnsibleModule, settings: m.Settings, access: m.Access, wanted: list[planning.Member] | None) -> dict[str, t.Any]:
     result: dict[str, t.Any] = {
         "initiated": False,
         "name": "",
@@ -182,7 +179,11 @@ def gather(
     try:
         status = access.node.status()
     except m.Refused as exc:
-        states = {m.NOT_YET_INITIALIZED: "UNINITIATED", m.INVALID_CONFIG: "REMOVED", m.NO_REPLICATION_ENABLED: "STANDALONE"}
+        states = {
+            m.NOT_YET_INITIALIZED: "UNINITIATED",
+            m.INVALID_CONFIG: "REMOVED",
+            m.NO_REPLICATION_ENABLED: "STANDALONE",
+        }
         if exc.code not in states:
             raise
         result["state"] = states[exc.code]
@@ -198,9 +199,7 @@ def gather(
         docs = access.node.config()["members"]
         result["config"] = m.compact(docs, wanted or ())
         if asked:
-            result["matches"] = name in (None, result["name"]) and (
-                wanted is None or not planning.differences(docs, wanted)
-            )
+            result["matches"] = name in (None, result["name"]) and (wanted is None or not planning.differences(docs, wanted))
     except m.Refused as exc:
         if exc.code != m.UNAUTHORIZED:
             raise

@@ -115,7 +115,6 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb as m
 
 MAJORITY = {"w": "majority", "wtimeout": 60000}
@@ -173,8 +172,9 @@ class User:
                 return primary
             if time.monotonic() >= deadline:
                 raise m.MongoFault(
-                    f"No primary can be reached from {self.settings.address} within {patience:g} s: a user can only be changed there. "
-                    "Initiate the replica set (selfhosted.fastgpt.mongodb_replica_set), or see why it has no primary."
+                    f"No primary can be reached from {self.settings.address} within {patience:g} s: a user can only be"
+                    " changed there. Initiate the replica set (selfhosted.fastgpt.mongodb_replica_set), or see why it"
+                    " has no primary."
                 )
             time.sleep(0.3)
 
@@ -213,7 +213,12 @@ class User:
             self.result.update(roles=roles, password_changed=True)
             if not self.module.check_mode:
                 primary.node.command(
-                    "createUser", self.name, database=self.database, pwd=self.password, roles=roles, writeConcern=MAJORITY
+                    "createUser",
+                    self.name,
+                    database=self.database,
+                    pwd=self.password,
+                    roles=roles,
+                    writeConcern=MAJORITY,
                 )
             return True
         present = sorted_roles(found.get("roles", []))
@@ -268,8 +273,9 @@ def main() -> None:
     finally:
         for node in work.opened if work else []:
             node.close()
-    if failure or work is None:
+    if failure:
         module.fail_json(msg=failure)
+    assert work is not None
     result: dict[str, t.Any] = {"changed": changed, **work.result}
     if module._diff:
         result["diff"] = {"before": work.before, "after": work.after}

@@ -127,7 +127,7 @@ class Store:
         self.log = log
         self.db = sqlite3.connect(path, isolation_level=None)
         self.db.row_factory = sqlite3.Row
-        self.db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=3000;" + SCHEMA)
+        self.db.executescript("PRAGMA synchronous=OFF; PRAGMA busy_timeout=3000;" + SCHEMA)
         self.banned: set[int] = set()
         self.options: dict[str, str] = {}
         self.model_ratio: dict[str, float] = {}

@@ -181,7 +181,8 @@ def build(engine: dict[str, Any], job: dict[str, Any], progress: Progress) -> No
     install = [uv, "pip", "install", "--quiet", "--python", str(directory / "bin" / "python"), "--no-deps", "--only-binary", ":all:", "--compile-bytecode"]
     if engine.get("torch"):
         env = package_env(job, torch=True)
-        call([*install, f"torch=={engine['torch']}"], env, f"engine {name}: torch {engine['torch']} (check model_server_torch_index and model_server_pip_find_links)")
+        what = f"engine {name}: torch {engine['torch']} (check model_server_torch_index and model_server_pip_find_links)"
+        call([*install, f"torch=={engine['torch']}"], env, what)
     call([*install, "--require-hashes", "-r", engine["lock"]], package_env(job), f"engine {name}: its packages (check model_server_pip_index_url)")
     if engine.get("torch"):
         # a torch for GPUs cannot be imported without their libraries; the rest is proven by a real request
@@ -243,11 +244,11 @@ def listed_checksum(url: str) -> str:
     base, _slash, name = url.partition("?")[0].rpartition("/")
     try:
         with open_url(f"{base}/SHA256SUMS") as reply:
-            lines = reply.read(CHUNK).decode(errors="replace").splitlines()
+            lines: list[str] = reply.read(CHUNK).decode(errors="replace").splitlines()
     except (OSError, ValueError):
         return ""
     sums = {columns[1].lstrip("*"): columns[0] for columns in (line.split() for line in lines) if len(columns) == 2}
-    return sums.get(urllib.parse.unquote(name), "")
+    return str(sums.get(urllib.parse.unquote(name), ""))
 
 
 def checksum(path: Path) -> str:
@@ -304,10 +305,10 @@ def readable(directory: Path) -> None:
     """Weights are no secret, and the engines run as another user."""
     for where, names, files in os.walk(directory):
         for name in names:
-            os.chmod(os.path.join(where, name), 0o755)
+            Path(where, name).chmod(0o755)
         for name in files:
-            os.chmod(os.path.join(where, name), 0o644)
-    os.chmod(directory, 0o755)
+            Path(where, name).chmod(0o644)
+    directory.chmod(0o755)
 
 
 def fetch(weights: dict[str, Any], job: dict[str, Any], progress: Progress) -> None:
@@ -321,7 +322,7 @@ def fetch(weights: dict[str, Any], job: dict[str, Any], progress: Progress) -> N
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in (target.parent.parent, target.parent):
-        os.chmod(path, 0o755)
+        path.chmod(0o755)
     work = target.with_name(f".{target.name}.new")
     shutil.rmtree(target, ignore_errors=True)
     if weights["source"] == "url":
@@ -347,7 +348,8 @@ def fetch(weights: dict[str, Any], job: dict[str, Any], progress: Progress) -> N
         home.mkdir(exist_ok=True)
         env.update(HOME=str(home), HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", NO_COLOR="1")
         env.update({"HF_ENDPOINT": weights["endpoint"]} if weights.get("endpoint") and weights["source"] == "huggingface" else {})
-        call(hub_argv(weights, job["hub"]["dir"], work), env, f"{what}: {weights['source']} {weights['id']} (check the id, proxy_env, model_server_weights_source)")
+        hint = f"{what}: {weights['source']} {weights['id']} (check the id, proxy_env, model_server_weights_source)"
+        call(hub_argv(weights, job["hub"]["dir"], work), env, hint)
         for leftover in (home, work / ".cache", work / ".msc", work / ".mv", work / "._____temp"):
             shutil.rmtree(leftover, ignore_errors=True)
     files = inner(work)
@@ -373,7 +375,8 @@ def run(job: dict[str, Any]) -> int:
         threading.Thread(target=progress.tick, daemon=True).start()
         error = ""
         try:
-            hubs = [job["hub"]] if any(one["source"] in ("modelscope", "huggingface") and not (Path(one["path"]) / MARKER).is_file() for one in job["weights"]) else []
+            missing = {one["source"] for one in job["weights"] if not (Path(one["path"]) / MARKER).is_file()}
+            hubs = [job["hub"]] if missing & {"modelscope", "huggingface"} else []
             for engine in [*hubs, *job["engines"]]:
                 build(engine, job, progress)
             for weights in job["weights"]:

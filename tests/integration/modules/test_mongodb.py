@@ -11,7 +11,6 @@ import time
 import typing as t
 
 import pytest
-
 from fixtures_mongodb import Lab, Node, free_port, run_mongo_module
 
 PASSWORD = "root-password-1"
@@ -410,7 +409,12 @@ def test_five_members(mongo_lab: Lab) -> None:
 def test_user(three: list[Node]) -> None:
     primary = next(n for n in three if n.host == info(three[0])["primary"])
     other = next(n for n in three if n is not primary)
-    base = {**login(other), "name": "fastgpt", "password": "app-password-1", "roles": [{"role": "readWrite", "db": "fastgpt"}]}
+    base = {
+        **login(other),
+        "name": "fastgpt",
+        "password": "app-password-1",
+        "roles": [{"role": "readWrite", "db": "fastgpt"}],
+    }
     done(run_mongo_module("mongodb_user", base, check=True), True)
     made = done(run_mongo_module("mongodb_user", base), True)
     assert made["password_changed"] and "app-password" not in made["_raw"]

@@ -1,0 +1,238 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[4] / "roles" / "model_server" / "files" / "model_server.py"
+TIMER = "selfhosted-model-health.timer"
+
+
+def unit(instance: str) -> str:
+    return f"selfhosted-model@{instance}.service"
+
+
+def test_first_apply_starts_everything_and_a_second_changes_nothing(host: t.Any) -> None:
+    config = host.config(host.server("8001"), host.server("8002"))
+    assert set(host.tool.plan(config)["changes"]) == {f"{unit('8001')}: new", f"{unit('8002')}: new", "the health timer is not as it should be"}
+    assert len(host.tool.apply(config)["changed"]) == 3
+    assert host.states()[unit("8001")] == {"UnitFileState": "enabled", "ActiveState": "active", "InvocationID": "1"}
+    assert host.states()[TIMER]["ActiveState"] == "active"
+    assert host.tool.plan(config)["changes"] == []
+    assert host.tool.apply(config) == {"changed": []}
+    assert sum(line.startswith("restart " + unit("8001")) for line in host.log()) == 1
+
+
+@pytest.mark.parametrize("what", ["argument", "unit", "weights", "engine", "memory", "stopped", "disabled", "drop-in"])
+def test_only_what_changed_is_restarted(host: t.Any, what: str) -> None:
+    host.tool.apply(host.config(host.server("8001"), host.server("8002")))
+    values: dict[str, t.Any] = {"argument": {"argv": ["/bin/true", "x"]}, "memory": {"memory_max": "3G"}}.get(what, {})
+    if what == "weights":
+        Path(host.server("8002")["weights"], ".complete").write_text("other")
+    elif what == "stopped":
+        host.set_state(unit("8002"), ActiveState="failed")
+    elif what == "disabled":
+        host.set_state(unit("8002"), UnitFileState="disabled")
+    elif what == "drop-in":
+        (host.tool.UNITS / f"{unit('8002')}.d" / "limits.conf").unlink()
+    elif what == "unit":
+        (host.tool.UNITS / "selfhosted-model@.service").write_text("[Service]\nUser=x\n")
+    elif what == "engine":
+        (host.engine_dir() / ".complete").write_text("rebuilt")
+    changed = host.tool.apply(host.config(host.server("8001"), host.server("8002", **values)))["changed"]
+    both = what in ("unit", "engine")
+    assert [line.split(":")[0] for line in changed] == ([unit("8001")] if both else []) + [unit("8002")]
+    assert host.tool.apply(host.tool.load())["changed"] == []
+
+
+def test_a_restart_that_failed_is_done_again(host: t.Any) -> None:
+    config = host.config(host.server("8001"))
+    (host.root / "fail").touch()
+    with pytest.raises(host.tool.Trouble, match="restart"):
+        host.tool.apply(config)
+    (host.root / "fail").unlink()
+    assert host.tool.apply(config)["changed"] == [f"{unit('8001')}: new"]
+    assert host.tool.apply(config)["changed"] == []
+
+
+def test_what_is_no_longer_listed_goes(host: t.Any) -> None:
+    host.tool.apply(host.config(host.server("8001"), host.server("8002")))
+    host.set_state(unit("8009"), ActiveState="active")  # nobody knows where it came from
+    (host.tool.STATE / "8002").mkdir()
+    changed = host.tool.apply(host.config(host.server("8001")))["changed"]
+    assert changed == [f"{unit('8002')}: no longer listed", f"{unit('8009')}: no longer listed"]
+    assert set(host.states()) == {unit("8001"), TIMER}
+    assert not (host.tool.STATE / "8002").exists() and not (host.tool.UNITS / f"{unit('8002')}.d").exists()
+
+
+def test_without_servers_the_timer_goes_and_uninstall_leaves_no_unit(host: t.Any) -> None:
+    host.tool.apply(host.config(host.server("8001")))
+    assert "the health timer is not wanted" in host.tool.apply(host.config())["changed"]
+    host.tool.apply(host.config(host.server("8001")))
+    assert host.tool.uninstall()["changed"]
+    assert list(host.tool.UNITS.iterdir()) == [] and host.states() == {}
+
+
+def test_unused_engines_go_and_other_directories_stay(host: t.Any) -> None:
+    old = host.engine_dir("infinity-ffffffffffff")
+    other = host.root / "engines" / "my-own"
+    other.mkdir()
+    config = host.config(host.server("8001"))
+    assert f"{old}: no longer used" in host.tool.plan(config)["changes"]
+    host.tool.apply(config)
+    assert not old.exists() and other.exists() and host.engine_dir().exists()
+
+
+def test_plan_says_what_is_missing(host: t.Any) -> None:
+    server = host.server("8001")
+    config = host.config(server, host.server("8002"))
+    Path(server["weights"], ".complete").unlink()
+    (host.engine_dir() / ".complete").unlink()
+    plan = host.tool.plan(config)
+    assert plan["engines"] == ["infinity"] and plan["weights"] == ["m8001@host"]
+
+
+def test_an_engine_whose_python_moved_on_is_rebuilt(host: t.Any) -> None:
+    config = host.config(host.server("8001"))
+    library = host.engine_dir() / "lib"
+    next(library.iterdir()).rename(library / "python2.7")
+    assert host.tool.plan(config)["engines"] == ["infinity"]
+    (host.engine_dir() / "bin" / "python").unlink()
+    assert host.tool.engine_fault(str(host.engine_dir())) == "its Python is gone"
+
+
+def test_weights_in_place_need_a_config(host: t.Any, tmp_path: Path) -> None:
+    assert host.tool.weights_fault({"path": str(tmp_path), "in_place": True}) == f"{tmp_path} has no config.json"
+    (tmp_path / "config.json").touch()
+    assert host.tool.weights_fault({"path": str(tmp_path), "in_place": True}) == ""
+
+
+def run(host: t.Any, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **{f"MODEL_SERVER_{name}": str(getattr(host.tool, name)) for name in ("CONFIG", "STATE", "UNITS", "RUN")}}
+    return subprocess.run([sys.executable, str(TOOL), *arguments], env=env, input=stdin, capture_output=True, text=True, check=False)
+
+
+def test_commands(host: t.Any) -> None:
+    config = host.config(host.server("8001"))
+    assert json.loads(run(host, "plan", "--stdin", stdin=json.dumps({**config, "servers": []})).stdout)["changes"] == []
+    assert len(json.loads(run(host, "apply", "--check").stdout)["changed"]) == 2
+    assert host.states() == {}
+    assert len(json.loads(run(host, "apply").stdout)["changed"]) == 2
+    host.tool.CONFIG.write_text("{")
+    answer = run(host, "plan")
+    assert answer.returncode == 2 and "not JSON" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_launch_becomes_the_engine(host: t.Any) -> None:
+    directory = host.root / "state" / "8001"
+    directory.mkdir()
+    (directory / "model-x").symlink_to("/nowhere")
+    server = host.server("8001", argv=["/bin/sh", "-c", "pwd; ls; readlink model-x; echo $A$HOME"], env={"A": "b", "PATH": "/bin"})
+    server.update(directories=["cache/hub"], links={"model-x": server["weights"]}, needs=[server["weights"] + "/config.json"])
+    host.config(server)
+    assert run(host, "launch", "8001").stdout.split() == [str(directory), "cache", "model-x", server["weights"], "b"]
+    Path(server["weights"], "config.json").unlink()
+    answer = run(host, "launch", "8001")
+    assert answer.returncode == 2 and "run the role model_server again" in answer.stderr
+    assert "systemctl disable" in run(host, "launch", "8009").stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "detail"),
+    [
+        ("embedding", {"data": [{"embedding": [0.1, 0.2, 0.3]}]}, ""),
+        ("embedding", {"data": [{"embedding": [0.1]}]}, "1 dimensions, the model card says 3"),
+        ("embedding", {"data": [{"embedding": [0.1, 0.2, float("nan")]}]}, "no numbers"),
+        ("embedding", {"data": []}, "another shape"),
+        ("embedding", [], "another shape"),
+        ("rerank", {"results": [{"relevance_score": 0.1}, {"relevance_score": 0.2}]}, ""),
+        ("rerank", {"results": [{"relevance_score": 0.1}]}, "not every document"),
+        ("rerank46", {"data": [{"score": 1}]}, ""),
+        ("rerank46", {"data": []}, "not every input"),
+        ("chat", {"choices": [{"message": {"content": ""}}]}, ""),
+        ("chat", {"choices": []}, "another shape"),
+    ],
+)
+def test_a_real_answer_is_asked_for(host: t.Any, fake_engine: t.Any, kind: str, answer: t.Any, detail: str) -> None:
+    fake_engine.answer = lambda path, body: (200, answer)
+    result = host.tool.probe(host.config(host.server("8001", fake_engine.port, kind)), 0)
+    assert result["ok"] == (detail == "") and detail in result["servers"][0]["detail"]
+    if detail:
+        assert "it said something" in result["servers"][0]["detail"]
+
+
+def test_errors_and_silence_are_told_apart(host: t.Any, fake_engine: t.Any) -> None:
+    fake_engine.answer = lambda path, body: (503, {"error": "CB worker is dead"})
+    assert "HTTP 503" in host.tool.ask(host.server("8001", fake_engine.port), 5)["detail"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert host.tool.ask(host.server("8001", silent.getsockname()[1]), 0.2)["slow"]
+    assert "no connection" in host.tool.ask(host.server("8001", 1), 5)["detail"]
+
+
+def test_waiting_ends_early_for_an_engine_that_keeps_dying(host: t.Any, fake_engine: t.Any) -> None:
+    fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
+    host.set_state(unit("8001"), ActiveState="activating", NRestarts=5)
+    result = host.tool.probe(host.config(host.server("8001", 1), host.server("8002", fake_engine.port)), 60)
+    assert [one["ok"] for one in result["servers"]] == [False, True]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees whose socket it is")
+def test_an_old_process_that_holds_the_port_is_not_the_engine(host: t.Any, fake_engine: t.Any) -> None:
+    fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
+    config = host.config(host.server("8001", fake_engine.port))
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        host.set_state(unit("8001"), ActiveState="active", MainPID=sleeper.pid)
+        detail = host.tool.probe(config, 0)["servers"][0]["detail"]
+        assert f"held by process {os.getpid()}" in detail
+        host.set_state(unit("8001"), MainPID=os.getpid())
+        assert host.tool.probe(config, 0)["ok"]
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_the_timer_restarts_after_two_failures_and_not_before(host: t.Any, fake_engine: t.Any) -> None:
+    config = host.config(host.server("8001", fake_engine.port))
+    host.tool.apply(config)
+    host.set_state(unit("8001"), ActiveEnterTimestampMonotonic=10**15)  # just started
+    fake_engine.answer = lambda path, body: (500, {})
+    for _round in range(4):  # not ready yet is no failure
+        assert host.tool.watch(config) == {"restarted": []}
+    fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
+    assert host.tool.watch(config) == {"restarted": []}
+    fake_engine.answer = lambda path, body: (500, {})
+    assert host.tool.watch(config) == {"restarted": []}
+    assert host.tool.watch(config) == {"restarted": [unit("8001")]}
+    assert host.tool.watch(config) == {"restarted": []}  # a new run starts from nothing
+    host.set_state(unit("8001"), ActiveState="inactive")
+    assert host.tool.watch(config) == {"restarted": []}
+
+
+def test_a_late_answer_of_a_living_server_counts_half(host: t.Any, fake_engine: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = host.config(host.server("8001", fake_engine.port))
+    host.tool.apply(config)
+    fake_engine.answer = lambda path, body: (200, {})
+    monkeypatch.setattr(host.tool, "ask", lambda server, timeout: {"ok": False, "slow": True, "detail": "late"})
+    rounds = [bool(host.tool.watch(config)["restarted"]) for _round in range(4)]
+    assert rounds == [False, False, False, True]
+    fake_engine.answer = lambda path, body: (503, {})
+    assert [bool(host.tool.watch(config)["restarted"]) for _round in range(2)] == [False, True]
+
+
+def test_a_broken_memory_does_not_stop_the_timer(host: t.Any) -> None:
+    shutil.rmtree(host.tool.RUN)
+    assert host.tool.watch(host.config()) == {"restarted": []}
+    (host.tool.RUN / "health.json").write_text("{")
+    assert host.tool.watch(host.config()) == {"restarted": []}
