@@ -23,6 +23,9 @@ try:
     import pymongo.errors
 
     PYMONGO_ERROR: str | None = None
+    if int(pymongo.version_tuple[0]) < 4 and hasattr(pymongo, "helpers"):
+        # The background thread of old drivers prints a traceback for every server that goes away.
+        pymongo.helpers._handle_exception = lambda: None
 except ImportError:
     PYMONGO_ERROR = traceback.format_exc()
 

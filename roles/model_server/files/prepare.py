@@ -5,7 +5,7 @@
 """Builds engines and fetches weights, telling how far it is. Private to the role selfhosted.fastgpt.model_server.
 
 It takes a job as JSON on standard input and runs on when the play that started it is killed: a later one waits for it.
---progress SECONDS tells the state of the running job, at the latest after that time, at once when it has ended.
+--progress tells the state of the running job: at once when it has ended, else after a while that grows with its age.
 """
 
 from __future__ import annotations
@@ -417,11 +417,12 @@ def tell(seconds: float, since: float) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--progress", type=float, metavar="SECONDS")
+    parser.add_argument("--progress", action="store_true", help="tell the state of the running job")
     parser.add_argument("--since", type=float, default=0, metavar="EPOCH", help="ignore jobs that were started before")
     given = parser.parse_args()
-    if given.progress is not None:
-        return tell(given.progress, given.since)
+    if given.progress:
+        # a play looks again and again, and each look nests an include: a download of hours must not nest hundreds
+        return tell(min(120.0, max(5.0, (time.time() - given.since) / 4)), given.since)
     job = json.loads(sys.stdin.read())
     os.umask(0o022)
     return run(job)
