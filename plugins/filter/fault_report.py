@@ -13,6 +13,7 @@ version_added: 1.0.0
 author: selfhosted.fastgpt contributors (@selfhosted)
 description:
   - A fault that several hosts share is told once, with their names.
+  - What several roles say about one value of one variable is told once too, in the words of the first.
 positional: _input
 options:
   _input:
@@ -34,10 +35,29 @@ _value:
 """
 
 
+def _told(fault: str, others: Sequence[str]) -> bool:
+    """Whether another role of the same host has named this variable with this value already."""
+    role, dummy, text = fault.partition(": ")
+    parts = text.split(": ", 2)
+    if len(parts) < 3:
+        return False
+    variable, value = parts[0], parts[1].strip('"')
+    for other in others:
+        other_role, dummy, other_text = other.partition(": ")
+        if other_text == text:
+            return True
+        # one name stands for all hidden values, of which more may be wrong
+        if role != other_role and value != "(hidden)" and any(form in f": {other_text}" for form in (f": {variable}: {value}: ", f': {variable}: "{value}": ')):
+            return True
+    return False
+
+
 def fault_report(faults: Mapping[str, Sequence[str]]) -> list[str]:
     hosts: dict[str, list[str]] = {}
     for host, own in faults.items():
-        for fault in own:
+        for index, fault in enumerate(own):
+            if _told(fault, own[:index]):
+                continue
             hosts.setdefault(fault, []).append(host)
     if not hosts:
         return []

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _fastgpt_config as fc  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12)
@@ -50,6 +50,8 @@ def test_json_is_json5(value: t.Any) -> None:
 def test_agrees_with_the_library(value: t.Any) -> None:
     json5 = pytest.importorskip("json5")
     text = json5.dumps(value, trailing_commas=True, indent=2, ensure_ascii=False)
+    # The library writes NUL before a digit as an escape that JSON5 does not allow.
+    assume("\\0" not in text)
     assert fc.same(fc.read_json5("// head\n" + text + "/* tail */"), json5.loads(text))
 
 

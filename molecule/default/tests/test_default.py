@@ -1,0 +1,243 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What stands after site.yml, seen from the hosts themselves and from each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import testinfra
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "tests" / "support"))
+from lab_hosts import HOSTS, ROOT, vault
+
+INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"]
+APP, GPU = HOSTS["app-1"], HOSTS["gpu-1"]
+DOORS = {"app-1": {8000, 8080}, "gpu-1": {8001, 8002, 8003}}
+PUBLISHED = {"app-1": {27017, 5432}, "gpu-1": set()}
+
+
+def host(name):
+    return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}&sudo=true")
+
+
+@pytest.fixture(scope="module")
+def app():
+    return host("app-1")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return host("gpu-1")
+
+
+@pytest.fixture(scope="module")
+def secrets():
+    return vault()
+
+
+@pytest.fixture(scope="module")
+def endpoints(secrets):
+    """The model servers with their keys, by the filter that the roles use."""
+    sys.path.insert(0, str(ROOT / ".collections"))
+    import yaml
+    from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
+
+    lab = yaml.safe_load((ROOT / "inventories" / "lab" / "group_vars" / "all" / "main.yml").read_text(encoding="utf-8"))
+    found = model_endpoints({"gpu-1": lab["model_servers"]}, lab["model_cards_extra"], {"gpu-1": GPU}, secrets["model_server_master_key"])
+    return {entry["kind"]: entry for entry in found}
+
+
+def listening(machine):
+    """(address, port) of every TCP listener."""
+    return {tuple(line.split()[3].rsplit(":", 1)) for line in machine.check_output("ss -Hltn").splitlines()}
+
+
+def status(machine, url, *options):
+    """HTTP status of a request, and the body."""
+    words = " ".join(f"'{option}'" for option in options)
+    out = machine.check_output(f"curl -s -m 20 -w '\\n%{{http_code}}' {words} {url}")
+    body, _, code = out.rpartition("\n")
+    return int(code), body
+
+
+@pytest.mark.parametrize("name", ["app-1", "gpu-1"])
+def test_only_the_door_and_the_databases_listen_on_the_node_address(name):
+    open_ports = {int(port) for address, port in listening(host(name)) if not address.startswith(("127.", "[::1]"))}
+    assert open_ports - {22} == DOORS[name] | PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["app-1", "gpu-1"])
+def test_nothing_listens_on_every_address(name):
+    assert {port for address, port in listening(host(name)) if address in ("0.0.0.0", "*", "[::]") and port != "22"} == set()
+
+
+@pytest.mark.parametrize("port", sorted(PUBLISHED["app-1"]))
+def test_databases_answer_their_consumers_and_nobody_else(app, gpu, port):
+    probe = f"timeout 4 bash -c 'exec 3<>/dev/tcp/{APP}/{port}'"
+    assert app.run(probe).rc == 0
+    assert gpu.run(probe).rc != 0
+
+
+@pytest.mark.parametrize("port", [18001, 18002, 18003])
+def test_engines_are_closed_to_the_network(app, gpu, port):
+    assert ("127.0.0.1", str(port)) in listening(gpu)
+    assert app.run(f"timeout 4 bash -c 'exec 3<>/dev/tcp/{GPU}/{port}'").rc != 0
+
+
+@pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
+def test_a_model_server_asks_for_its_key_on_every_route(app, endpoints, kind):
+    url, key = endpoints[kind]["url"], endpoints[kind]["keys"][0]
+    for wrong in ([], ["-H", "Authorization: Bearer sk-aaabbbcccdddeeefffggghhhiiijjjkkk"], ["-H", f"Authorization: Bearer {key.upper()}"],
+                  ["-H", f"Authorization: Bearer {key}x"], ["-H", f"Authorization: Bearer {key[:-1]}"]):  # fmt: skip
+        code, body = status(app, f"{url}/v1/models", *wrong)
+        assert (code, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+    code, body = status(app, f"{url}/v1/models", "-H", f"Authorization: Bearer {key}")
+    assert code == 200
+    assert [model["id"] for model in json.loads(body)["data"]] == [endpoints[kind]["model"]]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/rerank", "/embeddings", "/docs", "/openapi.json", "/v2/rerank"])
+def test_routes_that_engines_leave_open_are_closed(app, endpoints, path):
+    assert status(app, endpoints["rerank"]["url"] + path)[0] in (401, 404)
+
+
+def test_health_needs_no_key(app, endpoints):
+    assert status(app, endpoints["embedding"]["url"] + "/health")[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
+def test_units_are_hardened_and_run_as_a_user_of_their_own(gpu, endpoints, kind):
+    unit = f"selfhosted-model@{endpoints[kind]['port']}.service"
+    asked = "User,NoNewPrivileges,ProtectSystem,ActiveState,UnitFileState"
+    shown = dict(line.split("=", 1) for line in gpu.check_output(f"systemctl show {unit} -p {asked}").splitlines())
+    assert shown["ActiveState"] == "active"
+    assert shown["UnitFileState"] == "enabled"
+    assert shown["NoNewPrivileges"] == "yes"
+    assert shown["ProtectSystem"] == "strict"
+    assert shown["User"] not in ("", "root")
+
+
+@pytest.mark.parametrize("name", ["one-api", "mongodb", "pgvector", "fastgpt", "fastgpt-sandbox"])
+def test_containers_are_fenced_in(app, name):
+    found = json.loads(app.check_output(f"docker inspect {name}"))[0]
+    assert found["State"]["Status"] == "running"
+    assert found["State"]["Health"]["Status"] == "healthy"
+    assert found["HostConfig"]["RestartPolicy"]["Name"] == "always"
+    assert "no-new-privileges" in " ".join(found["HostConfig"]["SecurityOpt"])
+    assert found["HostConfig"]["CapDrop"] == ["ALL"]
+    assert found["HostConfig"]["Privileged"] is False
+    assert found["HostConfig"]["LogConfig"]["Config"]["max-size"]
+    assert found["HostConfig"]["Memory"] > 0
+    assert found["Config"]["Labels"]["selfhosted.fastgpt.role"]
+    assert not found["Config"]["Image"].endswith(":latest")
+
+
+def test_no_container_was_made_twice_or_left_over(app):
+    names = app.check_output("docker ps -a --format '{{.Names}}'").split()
+    assert sorted(names) == ["fastgpt", "fastgpt-sandbox", "mongodb", "one-api", "pgvector"]
+
+
+def test_config_json_is_strict_json_and_names_the_models(app, endpoints):
+    path = "/etc/selfhosted-fastgpt/fastgpt/config.json"
+    config = json.loads(app.check_output(f"cat {path}"))
+    assert [model["model"] for model in config["llmModels"]] == [endpoints["chat"]["model"]]
+    assert [model["model"] for model in config["vectorModels"]] == [endpoints["embedding"]["model"]]
+    assert config["reRankModels"][0]["requestUrl"] == f"{endpoints['rerank']['url']}/v1/rerank"
+    found = app.file(path)
+    assert (found.uid, found.gid, oct(found.mode)) == (1001, 1001, "0o640")
+
+
+def test_no_url_that_a_container_uses_names_localhost(app):
+    for name in ("fastgpt", "one-api"):
+        env = dict(entry.split("=", 1) for entry in json.loads(app.check_output(f"docker inspect {name}"))[0]["Config"]["Env"])
+        urls = {key: value for key, value in env.items() if "://" in value}
+        assert not [key for key, value in urls.items() if "localhost" in value or "127.0.0.1" in value]
+        if name == "fastgpt":
+            assert urls["OPENAI_BASE_URL"] == f"http://{APP}:8000/v1"
+            assert f"{APP}:27017" in urls["MONGODB_URI"]
+
+
+def test_the_gateway_has_one_channel_for_each_model_and_no_v1_in_it(app, secrets, endpoints):
+    code, body = status(app, f"http://{APP}:8000/api/channel/search?keyword=", "-H", f"Authorization: {secrets['oneapi_root_access_token']}")
+    assert code == 200
+    channels = json.loads(body)["data"]
+    assert sorted(channel["name"] for channel in channels) == sorted(endpoints[kind]["name"] for kind in ("chat", "embedding"))
+    assert sorted(channel["base_url"] for channel in channels) == sorted(endpoints[kind]["url"] for kind in ("chat", "embedding"))
+    assert {channel["type"] for channel in channels} == {8}
+    tokens = json.loads(status(app, f"http://{APP}:8000/api/token/search?keyword=", "-H", f"Authorization: {secrets['oneapi_root_access_token']}")[1])["data"]
+    assert [token["name"] for token in tokens] == ["fastgpt"]
+    assert sorted(tokens[0]["models"].split(",")) == sorted(endpoints[kind]["model"] for kind in ("chat", "embedding"))
+
+
+def test_no_default_password_is_left(app):
+    body = {"username": "root", "password": "123456"}
+    answer = json.loads(status(app, f"http://{APP}:8000/api/user/login", "-H", "Content-Type: application/json", "-d", json.dumps(body))[1])
+    assert answer["success"] is False
+    body = {"username": "root", "password": "03ac674216f3e15c761ee1a5e255f067953623c8b388b4459e13f978d7c846f4"}  # sha256 of 1234
+    answer = json.loads(
+        status(app, f"http://{APP}:8080/api/support/user/account/loginByPassword", "-H", "Content-Type: application/json", "-d", json.dumps(body))[1]
+    )
+    assert answer["code"] != 200
+
+
+def test_registration_is_closed(app):
+    body = {"username": "stranger", "password": "stranger-1234"}
+    answer = json.loads(status(app, f"http://{APP}:8000/api/user/register", "-H", "Content-Type: application/json", "-d", json.dumps(body))[1])
+    assert answer["success"] is False
+
+
+def test_a_forged_client_address_is_overwritten(app):
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in app.check_output("cat /etc/nginx/conf.d/selfhosted-fastgpt-oneapi.conf")
+
+
+def test_the_keyfile_belongs_to_mongod_alone(app):
+    found = [line.split() for line in app.check_output("find /etc/selfhosted-fastgpt/mongodb -type f -printf '%m %U %G %p\\n'").splitlines()]
+    assert found
+    assert all((mode, uid, gid) == ("400", "999", "999") for mode, uid, gid, _path in found)
+
+
+@pytest.mark.parametrize("name", ["app-1", "gpu-1"])
+def test_no_secret_lies_in_a_file_that_everybody_can_read(name, secrets, endpoints, tmp_path):
+    machine = host(name)
+    wanted = sorted(set(secrets.values()) | {entry["keys"][0] for entry in endpoints.values()})
+    assert len(wanted) >= 12
+    # the patterns go through standard input, so that the search itself shows nothing
+    search = (
+        "find / -xdev -type f -perm -004 -size -20M -not -path '/proc/*' -not -path '/sys/*' -not -path '/var/lib/docker/*' "
+        "-not -path '/usr/share/*' -not -path '/usr/lib/*' -not -path '/opt/*/site-packages/*' -print0"
+    )
+    command = ["ssh", "-i", str(ROOT / ".lab/ssh/id_ed25519"), "-o", f"UserKnownHostsFile={ROOT}/.lab/ssh/known_hosts", f"ops@{HOSTS[name]}",
+               f"umask 077; cat > /tmp/wanted; sudo sh -c \"{search} | xargs -0 grep -lFf /tmp/wanted\"; rm -f /tmp/wanted"]  # fmt: skip
+    # a file that holds them all shows that the search can find something
+    control = machine.check_output("mktemp")
+    try:
+        machine.check_output(f"chmod 0644 {control}; printf '%s' \"$(head -c 0 /dev/null)\" > {control}")
+        subprocess.run([*command[:-1], f"sudo tee {control} > /dev/null"], input=wanted[0], text=True, check=True)
+        found = subprocess.run(command, input="\n".join(wanted) + "\n", text=True, capture_output=True, check=False).stdout.split()
+    finally:
+        machine.check_output(f"rm -f {control}")
+    assert control in found
+    assert [path for path in found if path != control] == []
+
+
+def test_a_vector_and_a_document_can_be_asked_for_after_a_restart_of_the_containers(app):
+    app.check_output("docker restart mongodb pgvector >/dev/null")
+    for _ in range(60):
+        states = app.check_output("docker inspect mongodb pgvector --format '{{.State.Health.Status}}'").split()
+        if states == ["healthy", "healthy"]:
+            break
+        app.run("sleep 1")
+    assert states == ["healthy", "healthy"]
+
+
+def test_runs_were_killed_on_the_way():
+    report = json.loads((pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "killed-runs.json").read_text(encoding="utf-8"))
+    assert report["killed"] == 5
+    assert report["process_lines"] >= 50
