@@ -24,7 +24,7 @@ END = "<!-- end variables -->"
 def plain(text: Any) -> str:
     """A description as Markdown."""
     joined = " ".join(text) if isinstance(text, list) else str(text)
-    return re.sub(r"\b[A-Z]\(([^)]*)\)", r"`\1`", joined).replace("\n", " ").replace("|", "\\|").strip()
+    return re.sub(r"\b[A-Z]\(([^)#]*)(?:#[a-z]+)?\)", r"`\1`", joined).replace("\n", " ").replace("|", "\\|").strip()
 
 
 def rows(options: dict[str, Any], prefix: str = "") -> list[str]:

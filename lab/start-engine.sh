@@ -11,7 +11,7 @@ if ! mountpoint -q /sys/fs/cgroup; then
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
   else
     mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
-    for controller in $(awk '!/^#/ && $4 == 1 {print $1}' /proc/cgroups); do
+    awk '!/^#/ && $4 == 1 {print $1}' /proc/cgroups | while read -r controller; do
       mkdir -p "/sys/fs/cgroup/$controller"
       mount -t cgroup -o "$controller" cgroup "/sys/fs/cgroup/$controller" || rmdir "/sys/fs/cgroup/$controller"
     done

@@ -3,6 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export ANSIBLE_COLLECTIONS_PATH=$PWD/.collections
+# antsibull-docs calls ansible-galaxy and ansible-doc
+export PATH=$PWD/.venv/bin:$PATH
 .venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
 .venv/bin/python tests/lint_argument_specs.py
 .venv/bin/python docs/role_readmes.py --check

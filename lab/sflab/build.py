@@ -85,7 +85,7 @@ def stop_engine() -> bool:
     if output(["docker", "ps", "-aq"]).strip():
         return False
     os.kill(int(pid), signal.SIGTERM)
-    for _ in range(150):
+    for _attempt in range(150):
         if not comm.exists():
             mark.unlink()
             return True

@@ -125,7 +125,7 @@ def filled(value: float, size: int) -> Matrix:
 def noise(rng: random.Random, scale: float, *shape: int) -> Matrix:
     """Uniform noise of a standard deviation."""
     spread = scale * math.sqrt(12)
-    return shape, array("f", [(rng.random() - 0.5) * spread for _ in range(math.prod(shape))])
+    return shape, array("f", [(rng.random() - 0.5) * spread for _number in range(math.prod(shape))])
 
 
 def put(matrix: Matrix, row: int, column: int, value: float) -> None:

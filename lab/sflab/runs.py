@@ -67,7 +67,7 @@ def run_playbook(
     changed: list[str] = []
     failed: list[dict[str, Any]] = []
     trips: collections.Counter[str] = collections.Counter()
-    seconds: collections.Counter[str] = collections.Counter()
+    seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     def handle(event: dict[str, Any]) -> bool:
         data = event.get("event_data") or {}

@@ -85,6 +85,9 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
     if choice:
         yield choice["name"], fault(choice["name"], choice["value"], f"must be one of {choice['choices']}", "Choose one of them")
         return
+    if error.startswith("dictionary requested, could not parse"):
+        # does not say of what; the variable's own line does
+        return
     yield error.split(".")[0].split(":")[0], error
 
 

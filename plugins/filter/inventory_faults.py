@@ -139,7 +139,7 @@ class _Inventory:
         self.groups = {name: self.members(name) for name in _GROUPS}
         hosts = data.get("hosts")
         self.hosts = {str(name): values if isinstance(values, Mapping) else {} for name, values in hosts.items()} if isinstance(hosts, Mapping) else {}
-        self.used = [name for name in dict.fromkeys(host for members in self.groups.values() for host in members)]
+        self.used = list(dict.fromkeys(host for members in self.groups.values() for host in members))
         self.cards = index_cards(data.get("cards"))
 
     def members(self, group: str) -> list[str]:
@@ -210,6 +210,8 @@ class _Inventory:
         unknown = False
         for host in self.groups["gpu"]:
             servers = self.hosts.get(host, {}).get("model_servers")
+            # no list at all is a fault of its own, as an unknown name is
+            unknown = unknown or (servers is not None and not is_list(servers))
             for item in servers if is_list(servers) else []:
                 model = item.get("model") if isinstance(item, Mapping) else None
                 card = self.cards.get(model) if isinstance(model, str) else None

@@ -558,8 +558,7 @@ class _Json5:
 
     def blank(self) -> None:
         found = _BLANK.match(self.text, self.at)
-        assert found is not None
-        self.at = found.end()
+        self.at = found.end() if found else self.at
         if self.text.startswith("/*", self.at):
             raise self.error("the comment does not end")
 

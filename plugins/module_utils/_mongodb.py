@@ -133,7 +133,7 @@ def settings_of(module: AnsibleModule) -> Settings:
 
 def _brief(exc: Exception) -> str:
     """The driver appends its settings and a topology dump; neither helps."""
-    text = str(exc).split(", Timeout:")[0].split(", full error:")[0]
+    text = str(exc).partition(", Timeout:")[0].partition(", full error:")[0]
     return re.sub(r" \(configured timeouts:[^)]*\)", "", text).strip().rstrip(".")
 
 

@@ -258,7 +258,8 @@ class _Planner:
 
     def apply(self, wanted: Member) -> None:
         doc = self.doc_of(wanted.host)
-        assert doc is not None
+        if doc is None:
+            raise PlanError(f"{wanted.host} is not in the configuration that was to be changed. Run again; report it if it comes again.")
         doc["votes"] = wanted.votes
         doc["hidden"] = wanted.hidden
         if not wanted.arbiter:

@@ -281,7 +281,7 @@ class _Walk:
                     f"{key} of config.json has {', '.join(names) or 'nothing'}, not {model}",
                     "Run site.yml with --tags fastgpt: config.json follows from model_servers, and the container restarts when it changes",
                 )
-        return f"{', '.join(model for _, model in wanted if model)}; FastGPT calls itself {data.get('systemVersion') or 'nothing'}."
+        return f"{', '.join(model for _kind, model in wanted if model)}; FastGPT calls itself {data.get('systemVersion') or 'nothing'}."
 
     # ---- dataset
 
@@ -317,7 +317,7 @@ class _Walk:
         )
         found = data.get("list") if isinstance(data, dict) else data
         items = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-        questions = {question for question, _ in _PASSAGES}
+        questions = {question for question, _answer in _PASSAGES}
         if not any(item.get("q") in questions or str(item.get("id")) in self.stored for item in items):
             raise _checks.CheckError(f"none of the stored passages was found among {len(items)}", f"See the checks of pgvector, and {_LOG}")
         scores = [score for item in items for score in item.get("score") or [] if isinstance(score, dict)]
@@ -410,7 +410,7 @@ class _Walk:
                     time.sleep(1)
         left = self.litter()
         if left:
-            names = ", ".join(sorted({name for _, name, _, _ in left}))
+            names = ", ".join(sorted({item[1] for item in left}))
             raise _checks.CheckError(f"{names} is still there", "Delete it on FastGPT's pages")
         return f"{len(found)} things deleted." if found else "Nothing to delete."
 
@@ -445,9 +445,9 @@ class _Walk:
             self.checks.run(f"{self.label} leaves nothing behind", self.tidy)
 
     def run_dataset(self) -> None:
-        _, search_names = self.dataset_names()
+        _store_name, search_names = self.dataset_names()
         if not self.checks.run(f"{self.label} stores passages", self.store):
-            for _, name in search_names:
+            for _mode, name in search_names:
                 self.checks.skip(name, "no passages could be stored")
             return
         for mode, name in search_names:
@@ -478,7 +478,7 @@ class _Walk:
             names.append(f"{label} lists the models")
         if not dry and "dataset" in wanted:
             stores, searches = self.dataset_names()
-            names += [stores, *(name for _, name in searches)]
+            names += [stores, *(name for _mode, name in searches)]
         if not dry and "chat" in wanted:
             names += [f"{label} answers", f"{label} streams"] + ([f"{label} answers from a dataset"] if "dataset" in wanted else [])
         return names

@@ -257,11 +257,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     settings = m.settings_of(module)
-    failure = ""
-    work: User | None = None
-    changed = False
     try:
         work = User(module, settings)
+    except m.MongoFault as exc:
+        module.fail_json(msg=str(exc))
+    failure = ""
+    changed = False
+    try:
         changed = work.run()
     except m.MongoFault as exc:
         failure = str(exc)
@@ -271,11 +273,10 @@ def main() -> None:
         name = module.params["name"]
         failure = f"User {name}: MongoDB at {exc.address} answers: {exc.message} (code {exc.code})."
     finally:
-        for node in work.opened if work else []:
+        for node in work.opened:
             node.close()
     if failure:
         module.fail_json(msg=failure)
-    assert work is not None
     result: dict[str, t.Any] = {"changed": changed, **work.result}
     if module._diff:
         result["diff"] = {"before": work.before, "after": work.after}

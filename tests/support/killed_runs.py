@@ -25,9 +25,9 @@ from lab_hosts import HOSTS, SSH, site, vault
 POINTS = (
     ("Let Docker run what is written", 0.3),
     ("Wait for engines and weights", 2.0),
-    ("Make the container mongodb what it should be", 4.0),
+    ("Run the container mongodb", 4.0),
     ("Make the channels what they should be", 0.2),
-    ("Make the container fastgpt what it should be", 1.5),
+    ("Run the container fastgpt", 1.5),
 )
 
 

@@ -35,7 +35,7 @@ def vault() -> dict[str, str]:
     """The secrets of the lab."""
     command = [ROOT / ".venv" / "bin" / "ansible-vault", "view", "--vault-password-file", ROOT / ".lab" / "vault-password", demo.VAULT]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: value.strip("'\"") for name, _, value in (line.partition(": ") for line in text.splitlines()) if value}
+    return {name: value.strip("'\"") for name, _colon, value in (line.partition(": ") for line in text.splitlines()) if value}
 
 
 def main() -> None:

@@ -97,8 +97,8 @@ def make_jwt(claims: dict[str, Any], key: str) -> str:
 
 
 def read_jwt(token: str, key: str) -> dict[str, Any]:
-    head, _, rest = token.partition(".")
-    body, _, signature = rest.partition(".")
+    head, _dot, rest = token.partition(".")
+    body, _dot, signature = rest.partition(".")
     expected = _b64(hmac.new(key.encode(), f"{head}.{body}".encode(), hashlib.sha256).digest())
     if not key or not hmac.compare_digest(expected, signature):
         raise Named("unAuthorization")

@@ -120,7 +120,7 @@ class Mongo:
                 log(
                     f"error-> mongo connect error MongooseServerSelectionError: Server selection timed out after "
                     f"{int(self.selection_seconds * 1000)} ms",
-                    f"(ReplicaSetNoPrimary or Unknown: {str(exc).split(', Timeout:')[0]})",
+                    f"(ReplicaSetNoPrimary or Unknown: {str(exc).partition(', Timeout:')[0]})",
                 )
             finally:
                 first_try()
@@ -146,7 +146,7 @@ class Mongo:
         empty = not await self.db.list_collection_names()
         await self.make_indexes()
         if empty and self.member and os.environ.get("FASTGPT_STANDIN_NO_RACE") != "1":
-            for _ in range(self.rules.race_retries):
+            for _attempt in range(self.rules.race_retries):
                 await asyncio.sleep(0.2)
                 log("retry init root user")
             if self.rules.race_kills:

@@ -153,7 +153,7 @@ def make_session(key: bytes, value: dict[str, Any]) -> str:
 
 
 def read_session(key: bytes, cookie: str | None) -> dict[str, Any]:
-    payload, _, signature = (cookie or "").partition("|")
+    payload, _bar, signature = (cookie or "").partition("|")
     if not payload or not hmac.compare_digest(hmac.new(key, payload.encode(), hashlib.sha256).hexdigest(), signature):
         return {}
     value: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload))

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Runs in the container. Makes the user, its password, its database and the extension what they should be; each step can be repeated.
 set -eu
 run() { psql -XAtqw -v ON_ERROR_STOP=1 -U "$SUPERUSER" -v user="$APP_USER" -v database="$APP_DATABASE" -d "$1"; }

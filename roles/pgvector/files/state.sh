@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Runs in the container. Says what stands, as name=value lines, and changes nothing.
 set -u
 ask() { psql -XAtqw -v ON_ERROR_STOP=1 -U "$SUPERUSER" -v user="$APP_USER" -v database="$APP_DATABASE" -d "$1"; }

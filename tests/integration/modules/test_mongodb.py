@@ -63,7 +63,7 @@ def single(mongo_lab: Lab) -> Node:
 @pytest.fixture
 def three(mongo_lab: Lab) -> list[Node]:
     """A set with short elections, made without the module, so that the tests do not wait for MongoDB's ten seconds."""
-    nodes = [mongo_lab.node_with_root() for _ in range(3)]
+    nodes = [mongo_lab.node_with_root() for _node in range(3)]
     document = {
         "_id": "rs0",
         "members": [{"_id": i, "host": n.host} for i, n in enumerate(nodes)],
@@ -380,7 +380,7 @@ def test_primary_killed_during_reconfiguration(mongo_lab: Lab, three: list[Node]
 
 
 def test_two_runs_at_once_end_in_one_state(mongo_lab: Lab) -> None:
-    nodes = [mongo_lab.node_with_root() for _ in range(3)]
+    nodes = [mongo_lab.node_with_root() for _node in range(3)]
     results: list[dict[str, t.Any]] = []
     workers = [threading.Thread(target=lambda n=n: results.append(replica_set(n, nodes))) for n in nodes[:2]]
     for worker in workers:
@@ -394,7 +394,7 @@ def test_two_runs_at_once_end_in_one_state(mongo_lab: Lab) -> None:
 
 
 def test_five_members(mongo_lab: Lab) -> None:
-    nodes = [mongo_lab.node() for _ in range(5)]
+    nodes = [mongo_lab.node() for _node in range(5)]
     done(replica_set(nodes[0], nodes), True)
     user = {**login(nodes[1]), "name": "root", "password": PASSWORD, "roles": ["root"]}
     # The exception makes the first user on the primary only; sent elsewhere the primary refuses from outside, so ask there.

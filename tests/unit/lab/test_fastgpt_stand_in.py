@@ -262,7 +262,7 @@ def stand_in(tmp_path):
         process = subprocess.Popen(command, env={**os.environ, **settings, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running.append(process)
         url = f"http://127.0.0.1:{port}"
-        for _ in range(100):
+        for _attempt in range(100):
             try:
                 fetch(url + "/login")
                 break

@@ -54,7 +54,7 @@ class OneApi:
         command = [sys.executable, str(PROGRAM), "--port", str(self.port), "--log-dir", "logs"]
         with (self.directory / "out").open("a") as out:
             self.process = subprocess.Popen(command, cwd=self.directory, env={**os.environ, **self.env}, stdout=out, stderr=out)
-        for _ in range(100):
+        for _attempt in range(100):
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 0.2):
                     return
@@ -205,7 +205,7 @@ def test_web_page(api):
 
 def test_critical_bucket(fresh):
     api = fresh()
-    answers = [api("POST", "/api/user/login", {"username": "root", "password": "wrong"}, auth="") for _ in range(21)]
+    answers = [api("POST", "/api/user/login", {"username": "root", "password": "wrong"}, auth="") for _attempt in range(21)]
     assert [answer.status for answer in answers] == [200] * 20 + [429]
     assert answers[20].body == b"" and "Retry-After" not in answers[20].headers
     other = {"X-Forwarded-For": "10.1.2.3, 127.0.0.1"}
@@ -214,7 +214,7 @@ def test_critical_bucket(fresh):
 
 def test_global_bucket(fresh):
     api = fresh(GLOBAL_API_RATE_LIMIT="3")
-    assert [api("GET", "/api/status").status for _ in range(4)] == [200, 200, 200, 429]
+    assert [api("GET", "/api/status").status for _attempt in range(4)] == [200, 200, 200, 429]
     assert api("GET", "/v1/models").status == 401  # relay routes have no limit
 
 
@@ -382,7 +382,7 @@ def test_options(fresh):
     found = options()
     assert found["RegisterEnabled"] == "true" and "TurnstileSecretKey" in found
     assert not [key for key in found if key.endswith(("Token", "Secret"))]
-    assert len({tuple(item["key"] for item in api.data("GET", "/api/option/")) for _ in range(3)}) > 1
+    assert len({tuple(item["key"] for item in api.data("GET", "/api/option/")) for _attempt in range(3)}) > 1
     assert api.refused("PUT", "/api/option/", {"key": "Theme", "value": "blue"}) == "无效的主题"
     assert "Turnstile" in api.refused("PUT", "/api/option/", {"key": "TurnstileCheckEnabled", "value": "true"})
     api.data("PUT", "/api/option/", {"key": "Typo", "value": "kept"})
@@ -528,7 +528,7 @@ def test_memory_cache_delays_new_channels(fresh, upstream):
     key = {"Authorization": "Bearer sk-" + api.data("POST", "/api/token/", {"name": "t", "unlimited_quota": True})["key"]}
     api.data("POST", "/api/channel/", {"name": "up", "type": 8, "key": "k", "base_url": upstream, "models": "m"})
     statuses = []
-    for _ in range(30):
+    for _attempt in range(30):
         statuses.append(api("POST", "/v1/embeddings", {"model": "m", "input": "x"}, key).status)
         if statuses[-1] == 200:
             break
@@ -568,7 +568,7 @@ def test_faults(tmp_path, fresh):
 
     assert post("plain").json["success"]
     fault("429", times=2)
-    assert [post("limited").status for _ in range(3)] == [429, 429, 200]
+    assert [post("limited").status for _attempt in range(3)] == [429, 429, 200]
     fault("500")
     assert post("broken").status == 500
     fault("drop_before")

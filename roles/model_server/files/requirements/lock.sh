@@ -19,7 +19,8 @@ environments = [
 TOML
 cd "$work"
 for name in infinity transformers hub; do
-  [ "$name" = transformers ] && grep -v '^numpy' overrides.txt > overrides-now.txt || cp overrides.txt overrides-now.txt
+  cp overrides.txt overrides-now.txt
+  if [ "$name" = transformers ]; then grep -v '^numpy' overrides.txt > overrides-now.txt; fi
   uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes --no-header --no-annotate \
     --no-emit-index-url --no-emit-find-links --override overrides-now.txt "$name.in" --output-file "$name.lock"
   # Linux, CPython and the machine are given; of the markers only the Python version says something.

@@ -43,8 +43,8 @@ def test_good_inventories():
     assert inventory_faults(QUICKSTART) == [], "one host needs no node_address"
 
 
-def change(path, value, base=GOOD):
-    data = copy.deepcopy(base)
+def change(path, value, base=None):
+    data = copy.deepcopy(GOOD if base is None else base)
     *parents, last = path.split("/")
     at = data
     for name in parents:

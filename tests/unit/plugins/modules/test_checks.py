@@ -160,7 +160,7 @@ class Engine(Fake):
         if path == "/v1/embeddings":
             size = 3 if "short" in self.twist else 4
             value = 1.0 if "long" in self.twist else 1 / math.sqrt(size)
-            return as_json({"data": [{"embedding": [value] * size} for _ in body["input"]]})
+            return as_json({"data": [{"embedding": [value] * size} for _text in body["input"]]})
         if path == "/v1/rerank" and "inputs" in body:
             if "no adapter" in self.twist:
                 return as_json({"detail": "documents missing"}, 422)
@@ -256,7 +256,7 @@ class Gateway(Fake):
             if "no channel" in self.twist:
                 return as_json({"error": {"message": "当前分组 default 下对于模型 embed 无可用渠道", "type": "one_api_error"}}, 503)
             size = 5 if "size" in self.twist else 4
-            return as_json({"data": [{"embedding": [1 / math.sqrt(size)] * size} for _ in body["input"]]})
+            return as_json({"data": [{"embedding": [1 / math.sqrt(size)] * size} for _text in body["input"]]})
         if not body["stream"]:
             if "upstream key" in self.twist:
                 return as_json({"error": {"message": "Incorrect API key provided.", "type": "invalid_request_error"}}, 401)
@@ -532,7 +532,7 @@ def test_choice_of_checks_and_check_mode(capsys):
         assert names == [ALL[0], *ALL[2:5], ALL[8]]
         fake.seen.clear()
         names = [check["name"] for check in run(fastgpt_check, capsys, check_mode=True, **arguments(fake))["checks"]]
-        assert names == ALL[:2] and all("create" not in path for _, path, _ in fake.seen)
+        assert names == ALL[:2] and all("create" not in path for _method, path, _body in fake.seen)
 
 
 def test_waits_for_a_slow_start(capsys):
@@ -549,7 +549,7 @@ def test_does_not_wait_with_a_wrong_password(capsys):
 
 def test_waits_for_what_comes_after_the_login(capsys):
     with FastGPT("insert") as fake:
-        threading.Timer(0.6, lambda: fake.twist.clear()).start()
+        threading.Timer(0.6, fake.twist.clear).start()
         assert reds(run(fastgpt_check, capsys, **arguments(fake, wait=20, checks=["login", "dataset"]))) == {}
         assert fake.things["dataset"] == {}
 

@@ -1,0 +1,237 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Inventories that cannot work: each is refused in one report that names every fault, before a host is contacted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import CLUMSY, SECRETS, Inventory, plain, report, secrets_in
+
+TWO_HOSTS = {"mongodb": {"box": {"node_address": "192.0.2.1"}, "db_1": {"node_address": "192.0.2.2"}}}
+
+
+def _vars(**values: Any) -> Callable[[Inventory], None]:
+    """Set variables of all hosts; None takes one away."""
+
+    def change(inventory: Inventory) -> None:
+        for name, value in values.items():
+            if value is None:
+                inventory.vars.pop(name, None)
+            else:
+                inventory.vars[name] = value
+
+    return change
+
+
+def _server(index: int, **values: Any) -> Callable[[Inventory], None]:
+    return lambda inventory: inventory.servers[index].update(values)
+
+
+def _hosts(group: str, **hosts: dict[str, Any]) -> Callable[[Inventory], None]:
+    return lambda inventory: inventory.hosts(group, **hosts)
+
+
+def _without_server(index: int) -> Callable[[Inventory], None]:
+    def change(inventory: Inventory) -> None:
+        inventory.servers.pop(index)
+
+    return change
+
+
+def _without_group(group: str) -> Callable[[Inventory], None]:
+    def change(inventory: Inventory) -> None:
+        inventory.data["all"]["children"].pop(group)
+
+    return change
+
+
+def _all(*changes: Callable[[Inventory], None]) -> Callable[[Inventory], None]:
+    def change(inventory: Inventory) -> None:
+        for one in changes:
+            one(inventory)
+
+    return change
+
+
+SECOND = {"node_address": "192.0.2.2"}
+FIRST = {"node_address": "192.0.2.1"}
+MAKE = "playbooks/secrets.yml"
+
+# name: what is changed in the good inventory, and for each fault the parts that its one line must hold
+CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
+    # models
+    "unknown model": (_server(1, model="M3E-bas"), [("model_servers[1].model", "M3E-bas", "did you mean M3E-base")]),
+    "unknown key": (_server(0, colour="red"), [("model_servers[0].colour", "red", "Remove it", "quantize_bit")]),
+    "misspelt key": (_server(0, quantise_bit=16), [("model_servers[0].quantise_bit", "did you mean quantize_bit?")]),
+    "no model": (lambda i: i.servers[1].pop("model"), [("model_servers[1].model", "name of a model card")]),
+    "model twice on a host": (_server(2, model="M3E-base"), [("model_servers[2].model", "M3E-base", "on this host already")]),
+    "width not served": (_server(0, quantize_bit=8), [("model_servers[0].quantize_bit", "8", "What works: quantize_bit: 16")]),
+    "width that is none": (_server(0, quantize_bit=12), [("model_servers[0].quantize_bit", "12", "16, 8 or 4")]),
+    "model for GPUs only": (_server(0, model="Baichuan2-7B-Chat"), [("model_servers[0].model", "Baichuan2-7B-Chat", "later release", "Qwen2.5-1.5B-Instruct")]),
+    "engine for GPUs only": (_server(0, gpus=[0]), [("model_servers[0].gpus", "[0]", "later release", "What works", "gpus: []")]),
+    "gpus of a wrong type": (_server(0, gpus="yes"), [("model_servers[0].gpus", "yes", "auto")]),
+    "no chat model": (_without_server(0), [("model_servers", "kind chat", "Qwen2.5-1.5B-Instruct")]),
+    "no embedding model": (_without_server(1), [("model_servers", "kind embedding", "M3E-")]),
+    "no model server": (_vars(model_servers=None), [("model_servers", "kind chat"), ("model_servers", "kind embedding")]),
+    "models as text": (_vars(model_servers="Qwen2.5-1.5B-Instruct"), [("model_servers", "Qwen2.5-1.5B-Instruct", "must be a list")]),
+    "model server as text": (_vars(model_servers=["M3E-base"]), [("model_servers[0]", "M3E-base", "{model: M3E-large, port: 8002}")]),
+    "card with too long vectors": (
+        _all(
+            _vars(model_cards_extra=[{"name": "big", "kind": "embedding", "context": 512, "dimensions": 4096, "engines": [{"name": "infinity", "device": "cpu"}]}]),
+            _server(1, model="big", weights={"source": "path", "path": "/srv/big"}),
+        ),
+        [("model_servers[1].model", "big", "4096", "1536")],
+    ),
+    # ports
+    "ports of two models": (_server(1, port=8001), [("model_servers[1].port", "8001", "model_servers[0]", "Choose another port")]),
+    "port of the gateway": (_server(1, port=8000), [("model_servers[1].port", "8000", "oneapi_port", "Choose another port")]),
+    "door and engine": (_all(_server(0, port=18002), _server(1, port=8002)), [("model_servers[1].port", "18002", "model_servers[0]")]),
+    "door and container": (_server(0, port=18000), [("model_servers[0].port", "18000", "container behind oneapi_port")]),
+    "door and adapter": (_server(0, port=28003), [("model_servers[2].port", "28003", "adapter")]),
+    "port out of range": (_server(0, port=60000), [("model_servers[0].port", "60000", "1024 to 45535")]),
+    "port as text": (_server(0, port="abc"), [("model_servers[0].port", "abc", "must be a number")]),
+    "oneapi_port as text": (_vars(oneapi_port="abc"), [("oneapi_port", "abc", "number")]),
+    "fastgpt_port with no room above": (_vars(fastgpt_port=60000), [("fastgpt_port", "60000", "55535")]),
+    "two services on a port": (_vars(mongodb_port=5432), [("pgvector_port", "5432", "mongodb_port")]),
+    # groups and addresses
+    **{f"no {group}": (_without_group(group), [(f"{group}: group", "has no host", f"Put a host in the group {group}")]) for group in ("gpu", "gateway", "mongodb", "pgvector", "fastgpt")},
+    "two MongoDB members": (_hosts("mongodb", box=FIRST, db_1=SECOND), [("mongodb: group", '["box", "db-1"]', "1, 3, 5 or 7")]),
+    "two PostgreSQL hosts": (_hosts("pgvector", box=FIRST, db_1=SECOND), [("pgvector: group", '["box", "db-1"]', "exactly one host")]),
+    "two gateways with SQLite": (_hosts("gateway", box=FIRST, gate_1=SECOND), [("gateway: group", '["box", "gate-1"]', "SQLite", "Leave one host")]),
+    "loopback address": (_vars(node_address="127.0.0.1"), [("box: node_address", "127.0.0.1", "inside a container", "Use the IP address")]),
+    "localhost": (_vars(node_address="localhost"), [("box: node_address", "localhost", "inside a container")]),
+    "address with a port": (_vars(node_address="192.0.2.1:22"), [("box: node_address", "192.0.2.1:22", "bare IP address or DNS name")]),
+    "address missing": (_hosts("pgvector", db_1=SECOND), [("box: node_address", "null", "required with more than one host", "Set it")]),
+    "address twice": (_hosts("pgvector", box=FIRST, db_1=FIRST), [("db-1: node_address", "192.0.2.1", "of box too", "its own"), ("pgvector: group",)]),
+    # secrets
+    "default password": (_vars(oneapi_root_password="123456"), [("oneapi_root_password", "(hidden)", "publicly known default", MAKE)]),
+    "default keys": (
+        _vars(fastgpt_root_key="root_key", fastgpt_token_key="any", fastgpt_root_password="1234", pgvector_password="password"),
+        [(name, "(hidden)", "publicly known default") for name in ("fastgpt_root_key", "fastgpt_token_key", "fastgpt_root_password", "pgvector_password")],
+    ),
+    "short password": (_vars(oneapi_root_password="Rk7Tq2X"), [("oneapi_root_password", "(hidden)", "shorter than 8 characters", MAKE)]),
+    "long password": (_vars(oneapi_root_password="Rk7Tq2Xw9Lm4PzVbHs6Yd"), [("oneapi_root_password", "(hidden)", "longer than 20 characters", MAKE)]),
+    "short master key": (_vars(model_server_master_key="Qm4xZ7KpQm2vB9Tn"), [("model_server_master_key", "(hidden)", "shorter than 32 characters")]),
+    "access token of other characters": (_vars(oneapi_root_access_token="Z" + "0f1c2d3e4b5a6978869504132fedcba"), [("oneapi_root_access_token", "(hidden)", "0-9 and a-f")]),
+    "key file that is no base64": (_vars(mongodb_keyfile="Qm4xZ7Kp$Qm2vB9TnWc6dRf3"), [("mongodb_keyfile", "(hidden)", "base64")]),
+    "secret used twice": (
+        _vars(pgvector_password=SECRETS["mongodb_fastgpt_password"]),
+        [("mongodb_fastgpt_password and pgvector_password", "(hidden)", "hold the same value", "Give each its own")],
+    ),
+    "empty secret": (_vars(pgvector_password=""), [("pgvector_password", "(unset)", "is required", MAKE)]),
+    "no secrets": (_vars(**dict.fromkeys(SECRETS)), [(name, "(unset)", "is required", MAKE) for name in SECRETS]),
+    "password as number": (_vars(fastgpt_root_password=4711471147114711), [("fastgpt_root_password", "(hidden)", "not text", "Quote it")]),
+    "secret of an undefined variable": (_vars(oneapi_root_password="{{ vault_oneapi_root_password }}"), [("oneapi_root_password", "vault_oneapi_root_password")]),
+    # versions, URLs, images
+    **{
+        f"FastGPT {version}": (_vars(fastgpt_version=version), [("fastgpt_version", str(version), words, "v4.8.9")])
+        for version, words in (
+            ("v4.8.20", "v4.8.20"), ("v4.15.0", "AI Proxy"), ("v4.6.7", "older than v4.6.8"), ("latest", "form v4.8.9"), (4.8, "quoted text"),
+        )
+    },
+    "public URL with a slash": (_vars(fastgpt_public_url="https://chat.example/"), [("fastgpt_public_url", "https://chat.example/", "slash", "Remove it")]),
+    "public URL of localhost": (_vars(fastgpt_public_url="http://localhost:8080"), [("fastgpt_public_url", "http://localhost:8080", "Use the name")]),
+    "image latest": (_vars(oneapi_image="justsong/one-api:latest"), [("oneapi_image", "justsong/one-api:latest", "fixed tag", "justsong/one-api:v0.6.10")]),
+    "image without a tag": (_vars(pgvector_image="pgvector/pgvector"), [("pgvector_image", "pgvector/pgvector", "tag or a digest")]),
+    "registry with a scheme": (_vars(image_registries={"docker.io": "https://harbor.example/hub"}), [("image_registries.docker.io", "harbor.example", "scheme")]),
+    "registries as a list": (_vars(image_registries=["harbor.example"]), [("image_registries", "dictionary")]),
+    "data root that is relative": (_vars(data_root="srv/fastgpt"), [("data", "srv/fastgpt", "absolute path")]),
+    "wrong choice": (_vars(fastgpt_log_level="loud"), [("fastgpt_log_level", "loud", "debug")]),
+}  # fmt: skip
+
+# Everything that one person gets wrong on one day, each in its own line.
+MANY = (
+    _all(
+        _server(0, quantise_bit=8), _server(1, model="M3E-bas", port="abc"), _without_group("pgvector"), _hosts("mongodb", box=FIRST, db_1=SECOND),
+        _vars(fastgpt_version=4.8, fastgpt_port="abc", oneapi_port=99999, oneapi_root_password="123456", mongodb_root_password=None, fastgpt_root_key="",
+              fastgpt_public_url="http://localhost:8080/", oneapi_image="justsong/one-api:latest", fastgpt_log_level="loud"),
+    ),
+    [
+        ("model_servers[0].quantise_bit",), ("model_servers[1].model", "M3E-base"), ("model_servers[1].port", "abc"), ("pgvector: group",), ("mongodb: group",),
+        ("fastgpt_version", "4.8"), ("fastgpt_port", "abc"), ("oneapi_port", "99999"), ("oneapi_root_password", "(hidden)"), ("mongodb_root_password", "(unset)"),
+        ("fastgpt_root_key", "(unset)"), ("fastgpt_public_url", "localhost"), ("oneapi_image", "latest"), ("fastgpt_log_level", "loud"),
+    ],
+)  # fmt: skip
+
+
+def _is_refused(play: Any, change: Callable[[Inventory], None], faults: list[tuple[str, ...]], playbook: str, cmdline: str) -> list[str]:
+    inventory = Inventory()
+    secrets = secrets_in(inventory.vars)
+    change(inventory)
+    run = play(playbook, inventory, cmdline=cmdline)
+    text = plain(run.stdout)
+    lines = report(run)
+    assert run.rc != 0, text
+    assert lines, text
+    for parts in faults:
+        assert any(all(part in line for part in parts) for line in lines), (parts, lines)
+    for secret in secrets | secrets_in(inventory.vars):
+        assert secret not in text
+    for word in CLUMSY:
+        assert word not in "\n".join(lines)
+    assert "Traceback" not in text
+    # nothing was done, on no host
+    assert run.stats["changed"] == {}
+    assert run.stats["dark"] == {}
+    assert run.round_trips == {}, "a host was contacted"
+    assert text.count("Nothing was changed. ") <= 2, "more than one report"
+    return lines
+
+
+def test_there_are_enough() -> None:
+    assert len(CASES) >= 30
+
+
+def test_the_good_inventory_is_accepted(play: Any) -> None:
+    run = play("plan.yml", Inventory(), cmdline="--tags plan_inventory", verbosity=3)
+    assert run.rc == 0, run.stdout
+    assert run.stats["changed"] == {}
+    assert run.stats["dark"] == {}
+    assert run.round_trips == {}
+    for name, secret in SECRETS.items():
+        assert secret not in run.stdout, f"{name} is in the output of -vvv"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_inventory_is_refused(name: str, play: Any) -> None:
+    change, faults = CASES[name]
+    lines = _is_refused(play, change, faults, "plan.yml", "--tags plan_inventory")
+    # the wanted faults, and no wild consequences of them
+    assert len(lines) - 1 <= len(faults) + 1, lines
+
+
+def test_all_faults_are_in_one_report(play: Any) -> None:
+    lines = _is_refused(play, *MANY, "plan.yml", "--tags plan_inventory")
+    assert len(lines) > len(MANY[1])
+
+
+# Without the tag the plan goes on to the hosts: not with faults that make a contact useless.
+@pytest.mark.parametrize("name", ["unknown model", "no pgvector", "no secrets", "FastGPT v4.8.20"])
+def test_site_refuses_it_too(name: str, play: Any) -> None:
+    change, faults = CASES[name]
+    _is_refused(play, change, faults, "site.yml", "")
+
+
+def test_site_names_a_host_that_does_not_answer(play: Any) -> None:
+    run = play("site.yml", Inventory())
+    lines = report(run)
+    assert run.rc != 0
+    assert len(lines) == 2, run.stdout
+    for part in ("[box]", "ansible_host: 127.0.0.1", "does not answer", "Check its address"):
+        assert part in lines[1]
+    assert run.stats["changed"] == {}
+
+
+def test_site_reports_all_hosts_that_do_not_answer(play: Any) -> None:
+    inventory = Inventory()
+    inventory.hosts("gpu", box=FIRST, gpu_2=SECOND)
+    run = play("site.yml", inventory)
+    lines = report(run)
+    assert run.rc != 0
+    assert any("[box]" in line and "does not answer" in line for line in lines) or any("[all hosts]" in line for line in lines), lines
+    assert any("gpu-2" in line or "[all hosts]" in line for line in lines), lines
+    assert run.stats["changed"] == {}
