@@ -58,11 +58,11 @@ sanity: .venv/.done ## ansible-test sanity
 
 integration: .venv/.done ## modules against a real mongod and One-API's stand-in
 	@echo "=== module integration tests"
-	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider tests/integration/modules
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules
 
 playbooks: .venv/.done ## playbooks through ansible-runner: bad inventories, secrets, the installed tarball
 	@echo "=== playbook tests"
-	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider tests/integration/playbooks
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/playbooks
 
 molecule: .venv/.done ## the whole stack on lab hosts: check, killed runs, converge, idempotence, testinfra
 	@echo "=== molecule, scenario default"

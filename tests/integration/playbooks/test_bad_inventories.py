@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from conftest import CLUMSY, SECRETS, Inventory, plain, report, secrets_in
 
-TWO_HOSTS = {"mongodb": {"box": {"node_address": "192.0.2.1"}, "db_1": {"node_address": "192.0.2.2"}}}
+FIRST = {"node_address": "192.0.2.1"}
+SECOND = {"node_address": "192.0.2.2"}
+MAKE = "playbooks/secrets.yml"
 
 
 def _vars(**values: Any) -> Callable[[Inventory], None]:
@@ -56,10 +58,6 @@ def _all(*changes: Callable[[Inventory], None]) -> Callable[[Inventory], None]:
 
     return change
 
-
-SECOND = {"node_address": "192.0.2.2"}
-FIRST = {"node_address": "192.0.2.1"}
-MAKE = "playbooks/secrets.yml"
 
 # name: what is changed in the good inventory, and for each fault the parts that its one line must hold
 CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
@@ -125,7 +123,8 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "empty secret": (_vars(pgvector_password=""), [("pgvector_password", "(unset)", "is required", MAKE)]),
     "no secrets": (_vars(**dict.fromkeys(SECRETS)), [(name, "(unset)", "is required", MAKE) for name in SECRETS]),
     "password as number": (_vars(fastgpt_root_password=4711471147114711), [("fastgpt_root_password", "(hidden)", "not text", "Quote it")]),
-    "secret of an undefined variable": (_vars(oneapi_root_password="{{ vault_oneapi_root_password }}"), [("oneapi_root_password", "vault_oneapi_root_password")]),
+    "model of an undefined variable": (_server(0, model="{{ chat_model }}"), [("model_servers", "(undefined)", "Define that one")]),
+    "secret of an undefined variable": (_vars(oneapi_root_password="{{ vault_oneapi_root_password }}"), [("oneapi_root_password", "(undefined)", "Define that one")]),
     # versions, URLs, images
     **{
         f"FastGPT {version}": (_vars(fastgpt_version=version), [("fastgpt_version", str(version), words, "v4.8.9")])
@@ -142,6 +141,9 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "data root that is relative": (_vars(data_root="srv/fastgpt"), [("data", "srv/fastgpt", "absolute path")]),
     "wrong choice": (_vars(fastgpt_log_level="loud"), [("fastgpt_log_level", "loud", "debug")]),
 }  # fmt: skip
+
+# What several roles derive from one variable, each refuses in its own words.
+ECHOES = {"models as text": 2, "model server as text": 2, "loopback address": 3, "localhost": 3, "data root that is relative": 5, "registries as a list": 5}
 
 # Everything that one person gets wrong on one day, each in its own line.
 MANY = (
@@ -174,11 +176,12 @@ def _is_refused(play: Any, change: Callable[[Inventory], None], faults: list[tup
     for word in CLUMSY:
         assert word not in "\n".join(lines)
     assert "Traceback" not in text
-    # nothing was done, on no host
     assert run.stats["changed"] == {}
-    assert run.stats["dark"] == {}
-    assert run.round_trips == {}, "a host was contacted"
-    assert text.count("Nothing was changed. ") <= 2, "more than one report"
+    # Ansible prints the message of a failure twice
+    assert text.count("Nothing was changed. ") == 2, "more than one report"
+    if "plan_inventory" in cmdline:
+        assert run.stats["dark"] == {}
+        assert run.round_trips == {}, "a host was contacted"
     return lines
 
 
@@ -201,7 +204,7 @@ def test_a_bad_inventory_is_refused(name: str, play: Any) -> None:
     change, faults = CASES[name]
     lines = _is_refused(play, change, faults, "plan.yml", "--tags plan_inventory")
     # the wanted faults, and no wild consequences of them
-    assert len(lines) - 1 <= len(faults) + 1, lines
+    assert len(lines) - 1 <= ECHOES.get(name, len(faults) + 1), lines
 
 
 def test_all_faults_are_in_one_report(play: Any) -> None:
@@ -209,11 +212,12 @@ def test_all_faults_are_in_one_report(play: Any) -> None:
     assert len(lines) > len(MANY[1])
 
 
-# Without the tag the plan goes on to the hosts: not with faults that make a contact useless.
+# Without the tag the plan reads the hosts too, so that what is wrong there stands in the same report.
 @pytest.mark.parametrize("name", ["unknown model", "no pgvector", "no secrets", "FastGPT v4.8.20"])
 def test_site_refuses_it_too(name: str, play: Any) -> None:
     change, faults = CASES[name]
-    _is_refused(play, change, faults, "site.yml", "")
+    lines = _is_refused(play, change, [*faults, ("[box]", "ansible_host: 127.0.0.1", "does not answer")], "site.yml", "")
+    assert len(lines) - 1 <= len(faults) + 2, lines
 
 
 def test_site_names_a_host_that_does_not_answer(play: Any) -> None:
