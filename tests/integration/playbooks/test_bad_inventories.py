@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import CLUMSY, SECRETS, Inventory, plain, report, secrets_in
+from conftest import CLUMSY, GROUPS, SECRETS, Inventory, plain, report, secrets_in
 
 FIRST = {"node_address": "192.0.2.1"}
 SECOND = {"node_address": "192.0.2.2"}
@@ -59,6 +59,8 @@ def _all(*changes: Callable[[Inventory], None]) -> Callable[[Inventory], None]:
     return change
 
 
+BIG_CARD = {"name": "big", "kind": "embedding", "context": 512, "dimensions": 4096, "engines": [{"name": "infinity", "device": "cpu"}]}
+
 # name: what is changed in the good inventory, and for each fault the parts that its one line must hold
 CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     # models
@@ -79,7 +81,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "model server as text": (_vars(model_servers=["M3E-base"]), [("model_servers[0]", "M3E-base", "{model: M3E-large, port: 8002}")]),
     "card with too long vectors": (
         _all(
-            _vars(model_cards_extra=[{"name": "big", "kind": "embedding", "context": 512, "dimensions": 4096, "engines": [{"name": "infinity", "device": "cpu"}]}]),
+            _vars(model_cards_extra=[BIG_CARD]),
             _server(1, model="big", weights={"source": "path", "path": "/srv/big"}),
         ),
         [("model_servers[1].model", "big", "4096", "1536")],
@@ -96,7 +98,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "fastgpt_port with no room above": (_vars(fastgpt_port=60000), [("fastgpt_port", "60000", "55535")]),
     "two services on a port": (_vars(mongodb_port=5432), [("pgvector_port", "5432", "mongodb_port")]),
     # groups and addresses
-    **{f"no {group}": (_without_group(group), [(f"{group}: group", "has no host", f"Put a host in the group {group}")]) for group in ("gpu", "gateway", "mongodb", "pgvector", "fastgpt")},
+    **{f"no {group}": (_without_group(group), [(f"{group}: group", "has no host", f"Put a host in the group {group}")]) for group in GROUPS},
     "two MongoDB members": (_hosts("mongodb", box=FIRST, db_1=SECOND), [("mongodb: group", '["box", "db-1"]', "1, 3, 5 or 7")]),
     "two PostgreSQL hosts": (_hosts("pgvector", box=FIRST, db_1=SECOND), [("pgvector: group", '["box", "db-1"]', "exactly one host")]),
     "two gateways with SQLite": (_hosts("gateway", box=FIRST, gate_1=SECOND), [("gateway: group", '["box", "gate-1"]', "SQLite", "Leave one host")]),
@@ -114,7 +116,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "short password": (_vars(oneapi_root_password="Rk7Tq2X"), [("oneapi_root_password", "(hidden)", "shorter than 8 characters", MAKE)]),
     "long password": (_vars(oneapi_root_password="Rk7Tq2Xw9Lm4PzVbHs6Yd"), [("oneapi_root_password", "(hidden)", "longer than 20 characters", MAKE)]),
     "short master key": (_vars(model_server_master_key="Qm4xZ7KpQm2vB9Tn"), [("model_server_master_key", "(hidden)", "shorter than 32 characters")]),
-    "access token of other characters": (_vars(oneapi_root_access_token="Z" + "0f1c2d3e4b5a6978869504132fedcba"), [("oneapi_root_access_token", "(hidden)", "0-9 and a-f")]),
+    "access token of other characters": (_vars(oneapi_root_access_token="Z" + "0f1c2d3e4b5a6978869504132fedcba"), [("oneapi_root_access_token", "0-9 and a-f")]),
     "key file that is no base64": (_vars(mongodb_keyfile="Qm4xZ7Kp$Qm2vB9TnWc6dRf3"), [("mongodb_keyfile", "(hidden)", "base64")]),
     "secret used twice": (
         _vars(pgvector_password=SECRETS["mongodb_fastgpt_password"]),
@@ -124,7 +126,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "no secrets": (_vars(**dict.fromkeys(SECRETS)), [(name, "(unset)", "is required", MAKE) for name in SECRETS]),
     "password as number": (_vars(fastgpt_root_password=4711471147114711), [("fastgpt_root_password", "(hidden)", "not text", "Quote it")]),
     "model of an undefined variable": (_server(0, model="{{ chat_model }}"), [("model_servers", "(undefined)", "Define that one")]),
-    "secret of an undefined variable": (_vars(oneapi_root_password="{{ vault_oneapi_root_password }}"), [("oneapi_root_password", "(undefined)", "Define that one")]),
+    "secret of an undefined variable": (_vars(pgvector_password="{{ vault_pgvector }}"), [("pgvector_password", "(undefined)", "Define that one")]),
     # versions, URLs, images
     **{
         f"FastGPT {version}": (_vars(fastgpt_version=version), [("fastgpt_version", str(version), words, "v4.8.9")])
@@ -136,7 +138,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "public URL of localhost": (_vars(fastgpt_public_url="http://localhost:8080"), [("fastgpt_public_url", "http://localhost:8080", "Use the name")]),
     "image latest": (_vars(oneapi_image="justsong/one-api:latest"), [("oneapi_image", "justsong/one-api:latest", "fixed tag", "justsong/one-api:v0.6.10")]),
     "image without a tag": (_vars(pgvector_image="pgvector/pgvector"), [("pgvector_image", "pgvector/pgvector", "tag or a digest")]),
-    "registry with a scheme": (_vars(image_registries={"docker.io": "https://harbor.example/hub"}), [("image_registries.docker.io", "harbor.example", "scheme")]),
+    "registry with a scheme": (_vars(image_registries={"docker.io": "https://harbor.example"}), [("image_registries.docker.io", "without a scheme")]),
     "registries as a list": (_vars(image_registries=["harbor.example"]), [("image_registries", "dictionary")]),
     "data root that is relative": (_vars(data_root="srv/fastgpt"), [("data", "srv/fastgpt", "absolute path")]),
     "wrong choice": (_vars(fastgpt_log_level="loud"), [("fastgpt_log_level", "loud", "debug")]),
@@ -153,9 +155,9 @@ MANY = (
               fastgpt_public_url="http://localhost:8080/", oneapi_image="justsong/one-api:latest", fastgpt_log_level="loud"),
     ),
     [
-        ("model_servers[0].quantise_bit",), ("model_servers[1].model", "M3E-base"), ("model_servers[1].port", "abc"), ("pgvector: group",), ("mongodb: group",),
-        ("fastgpt_version", "4.8"), ("fastgpt_port", "abc"), ("oneapi_port", "99999"), ("oneapi_root_password", "(hidden)"), ("mongodb_root_password", "(unset)"),
-        ("fastgpt_root_key", "(unset)"), ("fastgpt_public_url", "localhost"), ("oneapi_image", "latest"), ("fastgpt_log_level", "loud"),
+        ("model_servers[0].quantise_bit",), ("model_servers[1].model", "M3E-base"), ("model_servers[1].port", "abc"), ("pgvector: group",),
+        ("mongodb: group",), ("fastgpt_version", "4.8"), ("fastgpt_port", "abc"), ("oneapi_port", "99999"), ("oneapi_root_password", "(hidden)"),
+        ("mongodb_root_password", "(unset)"), ("fastgpt_root_key", "(unset)"), ("fastgpt_public_url", "localhost"), ("oneapi_image", "latest"), ("fastgpt_log_level", "loud"),
     ],
 )  # fmt: skip
 

@@ -96,9 +96,10 @@ def test_check_mode_writes_nothing(vault: Vault, play: Any) -> None:
 
 
 @pytest.mark.parametrize("missing", ["secrets_file", "secrets_password_file"])
-def test_it_says_what_it_needs(missing: str, vault: Vault, play: Any) -> None:
+def test_it_says_what_it_needs(missing: str, vault: Vault, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANSIBLE_VAULT_PASSWORD_FILE", raising=False)
     extravars = {name: value for name, value in vault.extravars.items() if name != missing}
-    run = play("secrets.yml", "localhost,", extravars=extravars, environment={"ANSIBLE_VAULT_PASSWORD_FILE": ""})
+    run = play("secrets.yml", "localhost,", extravars=extravars)
     assert run.rc != 0
     message = str(run.failed[0]["res"]["msg"])
     assert f"{missing}: unset" in message
