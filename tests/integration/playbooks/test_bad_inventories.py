@@ -66,11 +66,8 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     # models
     "unknown model": (_server(1, model="M3E-bas"), [("model_servers[1].model", "M3E-bas", "did you mean M3E-base")]),
     "unknown key": (_server(0, colour="red"), [("model_servers[0].colour", "red", "Remove it", "quantize_bit")]),
-    "misspelt key": (_server(0, quantise_bit=16), [("model_servers[0].quantise_bit", "did you mean quantize_bit?")]),
-    "no model": (lambda i: i.servers[1].pop("model"), [("model_servers[1].model", "name of a model card")]),
     "model twice on a host": (_server(2, model="M3E-base"), [("model_servers[2].model", "M3E-base", "on this host already")]),
     "width not served": (_server(0, quantize_bit=8), [("model_servers[0].quantize_bit", "8", "What works: quantize_bit: 16")]),
-    "width that is none": (_server(0, quantize_bit=12), [("model_servers[0].quantize_bit", "12", "16, 8 or 4")]),
     "model for GPUs only": (_server(0, model="Baichuan2-7B-Chat"), [("model_servers[0].model", "Baichuan2-7B-Chat", "later release", "Qwen2.5-1.5B-Instruct")]),
     "engine for GPUs only": (_server(0, gpus=[0]), [("model_servers[0].gpus", "[0]", "later release", "What works", "gpus: []")]),
     "gpus of a wrong type": (_server(0, gpus="yes"), [("model_servers[0].gpus", "yes", "auto")]),
@@ -104,7 +101,6 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "two gateways with SQLite": (_hosts("gateway", box=FIRST, gate_1=SECOND), [("gateway: group", '["box", "gate-1"]', "SQLite", "Leave one host")]),
     "loopback address": (_vars(node_address="127.0.0.1"), [("box: node_address", "127.0.0.1", "inside a container", "Use the IP address")]),
     "localhost": (_vars(node_address="localhost"), [("box: node_address", "localhost", "inside a container")]),
-    "address with a port": (_vars(node_address="192.0.2.1:22"), [("box: node_address", "192.0.2.1:22", "bare IP address or DNS name")]),
     "address missing": (_hosts("pgvector", db_1=SECOND), [("box: node_address", "null", "required with more than one host", "Set it")]),
     "address twice": (_hosts("pgvector", box=FIRST, db_1=FIRST), [("db-1: node_address", "192.0.2.1", "of box too", "its own"), ("pgvector: group",)]),
     # secrets
@@ -115,8 +111,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     ),
     "short password": (_vars(oneapi_root_password="Rk7Tq2X"), [("oneapi_root_password", "(hidden)", "shorter than 8 characters", MAKE)]),
     "long password": (_vars(oneapi_root_password="Rk7Tq2Xw9Lm4PzVbHs6Yd"), [("oneapi_root_password", "(hidden)", "longer than 20 characters", MAKE)]),
-    "short master key": (_vars(model_server_master_key="Qm4xZ7KpQm2vB9Tn"), [("model_server_master_key", "(hidden)", "shorter than 32 characters")]),
-    "access token of other characters": (_vars(oneapi_root_access_token="Z" + "0f1c2d3e4b5a6978869504132fedcba"), [("oneapi_root_access_token", "0-9 and a-f")]),
+    "access token of other characters": (_vars(oneapi_root_access_token="Z" * 16 + "0f1c2d3e4b5a6978"), [("oneapi_root_access_token", "0-9 and a-f")]),
     "key file that is no base64": (_vars(mongodb_keyfile="Qm4xZ7Kp$Qm2vB9TnWc6dRf3"), [("mongodb_keyfile", "(hidden)", "base64")]),
     "secret used twice": (
         _vars(pgvector_password=SECRETS["mongodb_fastgpt_password"]),
@@ -141,7 +136,6 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "registry with a scheme": (_vars(image_registries={"docker.io": "https://harbor.example"}), [("image_registries.docker.io", "without a scheme")]),
     "registries as a list": (_vars(image_registries=["harbor.example"]), [("image_registries", "dictionary")]),
     "data root that is relative": (_vars(data_root="srv/fastgpt"), [("data", "srv/fastgpt", "absolute path")]),
-    "wrong choice": (_vars(fastgpt_log_level="loud"), [("fastgpt_log_level", "loud", "debug")]),
 }  # fmt: skip
 
 # What several roles derive from one variable, each refuses in its own words.
@@ -157,7 +151,8 @@ MANY = (
     [
         ("model_servers[0].quantise_bit",), ("model_servers[1].model", "M3E-base"), ("model_servers[1].port", "abc"), ("pgvector: group",),
         ("mongodb: group",), ("fastgpt_version", "4.8"), ("fastgpt_port", "abc"), ("oneapi_port", "99999"), ("oneapi_root_password", "(hidden)"),
-        ("mongodb_root_password", "(unset)"), ("fastgpt_root_key", "(unset)"), ("fastgpt_public_url", "localhost"), ("oneapi_image", "latest"), ("fastgpt_log_level", "loud"),
+        ("mongodb_root_password", "(unset)"), ("fastgpt_root_key", "(unset)"), ("fastgpt_public_url", "localhost"), ("oneapi_image", "latest"),
+        ("fastgpt_log_level", "loud"),
     ],
 )  # fmt: skip
 

@@ -34,8 +34,9 @@ def _run(command: list[str], directory: pathlib.Path, **environment: str) -> str
 
 
 # What lies about in a checkout that was worked in.
-PLANTED = (".venv/bin/python", ".lab/vault-password", ".demo/report.json", ".cache/x", ".ansible/x", "tests/output/x", 
-           "inventories/prod/group_vars/all/vault.yml", "inventories/prod/host_vars/app-1/vault.yaml", "inventories/prod/vault-password", "plugins/filter/__pycache__/image_ref.pyc", "apt.log",
+PLANTED = (".venv/bin/python", ".lab/vault-password", ".demo/report.json", ".cache/x", ".ansible/x", "tests/output/x",
+           "inventories/prod/group_vars/all/vault.yml", "inventories/prod/host_vars/app-1/vault.yaml", "inventories/prod/vault-password",
+           "plugins/filter/__pycache__/image_ref.pyc", "apt.log",
            "inventories/prod/group_vars/all/vault.yml.4711.2026-01-01@00:00:00~")  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def errors(**values: object) -> list[str]:
     ("values", "line"),
     [
         ({"password": "x", "port": "abc"}, "port: abc: must be a whole number. Correct its type."),
-        ({"password": "x", "share": "half"}, "share: half: must be a number. Correct its type."),
+        ({"password": "x", "share": "half"}, "share: (str): must be a number. Correct its type."),
         ({"password": "x", "registries": ["harbor"]}, "registries: (list): must be a dictionary. Correct its type."),
         ({"password": "x", "enabled": "perhaps"}, "enabled: (str): must be true or false. Correct its type."),
         ({"password": "x", "level": "loud"}, "level: loud: must be one of info, warn. Choose one of them."),
