@@ -12,6 +12,7 @@ import json
 import math
 import re
 import typing as t
+import unicodedata
 from urllib.parse import urlsplit
 
 JsonDict = dict[str, t.Any]
@@ -528,6 +529,7 @@ class Json5Error(ValueError):
 _NUMBER = re.compile(r"[+-]?(?:Infinity|NaN|0[xX][0-9a-fA-F]+|(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)")
 _BLANK = re.compile(r"(?:[\s\ufeff\u00a0]+|//[^\n\r\u2028\u2029]*|/\*.*?\*/)*", re.DOTALL)
 _NAME = re.compile(r"(?:[^\W\d]|\$)(?:\w|[$\u200c\u200d])*")
+_NAME_REST = re.compile(r"(?:\w|[$\u200c\u200d])*")
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0"}
 _DEEPEST = 200
 _WORDS = {"true": True, "false": False, "null": None}
@@ -641,8 +643,11 @@ class _Json5:
         found = _NAME.match(self.text, self.at)
         if not found:
             raise self.error("a key is missing")
-        self.at = found.end()
-        return found[0]
+        start, self.at = self.at, found.end()
+        # a letter may be written with a combining mark, which is no letter by itself
+        while unicodedata.category(self.text[self.at : self.at + 1] or " ") in ("Mn", "Mc"):
+            self.at = _NAME_REST.match(self.text, self.at + 1).end()  # type: ignore[union-attr]
+        return self.text[start : self.at]
 
     def string(self, quote: str) -> str:
         parts: list[str] = []

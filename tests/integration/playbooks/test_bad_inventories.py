@@ -59,14 +59,11 @@ def _all(*changes: Callable[[Inventory], None]) -> Callable[[Inventory], None]:
     return change
 
 
-BIG_CARD = {"name": "big", "kind": "embedding", "context": 512, "dimensions": 4096, "engines": [{"name": "infinity", "device": "cpu"}]}
-
 # name: what is changed in the good inventory, and for each fault the parts that its one line must hold
 CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     # models
     "unknown model": (_server(1, model="M3E-bas"), [("model_servers[1].model", "M3E-bas", "did you mean M3E-base")]),
     "unknown key": (_server(0, colour="red"), [("model_servers[0].colour", "red", "Remove it", "quantize_bit")]),
-    "model twice on a host": (_server(2, model="M3E-base"), [("model_servers[2].model", "M3E-base", "on this host already")]),
     "width not served": (_server(0, quantize_bit=8), [("model_servers[0].quantize_bit", "8", "What works: quantize_bit: 16")]),
     "model for GPUs only": (_server(0, model="Baichuan2-7B-Chat"), [("model_servers[0].model", "Baichuan2-7B-Chat", "later release", "Qwen2.5-1.5B-Instruct")]),
     "engine for GPUs only": (_server(0, gpus=[0]), [("model_servers[0].gpus", "[0]", "later release", "What works", "gpus: []")]),
@@ -76,24 +73,14 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "no model server": (_vars(model_servers=None), [("model_servers", "kind chat"), ("model_servers", "kind embedding")]),
     "models as text": (_vars(model_servers="Qwen2.5-1.5B-Instruct"), [("model_servers", "Qwen2.5-1.5B-Instruct", "must be a list")]),
     "model server as text": (_vars(model_servers=["M3E-base"]), [("model_servers[0]", "M3E-base", "{model: M3E-large, port: 8002}")]),
-    "card with too long vectors": (
-        _all(
-            _vars(model_cards_extra=[BIG_CARD]),
-            _server(1, model="big", weights={"source": "path", "path": "/srv/big"}),
-        ),
-        [("model_servers[1].model", "big", "4096", "1536")],
-    ),
     # ports
     "ports of two models": (_server(1, port=8001), [("model_servers[1].port", "8001", "model_servers[0]", "Choose another port")]),
     "port of the gateway": (_server(1, port=8000), [("model_servers[1].port", "8000", "oneapi_port", "Choose another port")]),
     "door and engine": (_all(_server(0, port=18002), _server(1, port=8002)), [("model_servers[1].port", "18002", "model_servers[0]")]),
     "door and container": (_server(0, port=18000), [("model_servers[0].port", "18000", "container behind oneapi_port")]),
-    "door and adapter": (_server(0, port=28003), [("model_servers[2].port", "28003", "adapter")]),
-    "port out of range": (_server(0, port=60000), [("model_servers[0].port", "60000", "1024 to 45535")]),
     "port as text": (_server(0, port="abc"), [("model_servers[0].port", "abc", "must be a number")]),
     "oneapi_port as text": (_vars(oneapi_port="abc"), [("oneapi_port", "abc", "number")]),
     "fastgpt_port with no room above": (_vars(fastgpt_port=60000), [("fastgpt_port", "60000", "55535")]),
-    "two services on a port": (_vars(mongodb_port=5432), [("pgvector_port", "5432", "mongodb_port")]),
     # groups and addresses
     **{f"no {group}": (_without_group(group), [(f"{group}: group", "has no host", f"Put a host in the group {group}")]) for group in GROUPS},
     "two MongoDB members": (_hosts("mongodb", box=FIRST, db_1=SECOND), [("mongodb: group", '["box", "db-1"]', "1, 3, 5 or 7")]),
@@ -111,8 +98,6 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     ),
     "short password": (_vars(oneapi_root_password="Rk7Tq2X"), [("oneapi_root_password", "(hidden)", "shorter than 8 characters", MAKE)]),
     "long password": (_vars(oneapi_root_password="Rk7Tq2Xw9Lm4PzVbHs6Yd"), [("oneapi_root_password", "(hidden)", "longer than 20 characters", MAKE)]),
-    "access token of other characters": (_vars(oneapi_root_access_token="Z" * 16 + "0f1c2d3e4b5a6978"), [("oneapi_root_access_token", "0-9 and a-f")]),
-    "key file that is no base64": (_vars(mongodb_keyfile="Qm4xZ7Kp$Qm2vB9TnWc6dRf3"), [("mongodb_keyfile", "(hidden)", "base64")]),
     "secret used twice": (
         _vars(pgvector_password=SECRETS["mongodb_fastgpt_password"]),
         [("mongodb_fastgpt_password and pgvector_password", "(hidden)", "hold the same value", "Give each its own")],
@@ -133,7 +118,6 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "public URL of localhost": (_vars(fastgpt_public_url="http://localhost:8080"), [("fastgpt_public_url", "http://localhost:8080", "Use the name")]),
     "image latest": (_vars(oneapi_image="justsong/one-api:latest"), [("oneapi_image", "justsong/one-api:latest", "fixed tag", "justsong/one-api:v0.6.10")]),
     "image without a tag": (_vars(pgvector_image="pgvector/pgvector"), [("pgvector_image", "pgvector/pgvector", "tag or a digest")]),
-    "registry with a scheme": (_vars(image_registries={"docker.io": "https://harbor.example"}), [("image_registries.docker.io", "without a scheme")]),
     "registries as a list": (_vars(image_registries=["harbor.example"]), [("image_registries", "dictionary")]),
     "data root that is relative": (_vars(data_root="srv/fastgpt"), [("data", "srv/fastgpt", "absolute path")]),
 }  # fmt: skip
@@ -210,7 +194,7 @@ def test_all_faults_are_in_one_report(play: Any) -> None:
 
 
 # Without the tag the plan reads the hosts too, so that what is wrong there stands in the same report.
-@pytest.mark.parametrize("name", ["unknown model", "no pgvector", "no secrets", "FastGPT v4.8.20"])
+@pytest.mark.parametrize("name", ["unknown model", "no secrets", "FastGPT v4.8.20"])
 def test_site_refuses_it_too(name: str, play: Any) -> None:
     change, faults = CASES[name]
     lines = _is_refused(play, change, [*faults, ("[box]", "ansible_host: 127.0.0.1", "does not answer")], "site.yml", "")

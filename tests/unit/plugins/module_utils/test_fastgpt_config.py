@@ -284,6 +284,7 @@ def test_unreadable(data: bytes) -> None:
         ("0x1F", 31), ("-.5", -0.5), ("5.", 5.0), ("+1", 1), ("1e3", 1000.0), ("-Infinity", -math.inf), ("0", 0),
         ("'\\x41\\u0042\\\n\\v\\0'", "AB\v\0"), ("'\\ud83d\\ude00'", "\U0001f600"), ("{$a_1: 1, ünï: 2}", {"$a_1": 1, "ünï": 2}),
         ("\ufeff[null,true,false,]", [None, True, False]), ("[]// end", []), ("{'a':{}}", {"a": {}}), ("'a\u2028b'", "a\u2028b"),
+        ("{name : 1, A\u0300b /* x */ : 2}", {"name": 1, "A\u0300b": 2}),
     ],
 )  # fmt: skip
 def test_json5_values(text: str, value: t.Any) -> None:
