@@ -151,7 +151,7 @@ def test_config_json_is_strict_json_and_names_the_models(app, endpoints):
     assert [model["model"] for model in config["vectorModels"]] == [endpoints["embedding"]["model"]]
     assert config["reRankModels"][0]["requestUrl"] == f"{endpoints['rerank']['url']}/v1/rerank"
     found = app.file(path)
-    assert (found.uid, found.gid, oct(found.mode)) == (1001, 1001, "0o640")
+    assert (found.uid, found.gid, oct(found.mode)) == (1001, 0, "0o640")
 
 
 def test_no_url_that_a_container_uses_names_localhost(app):
