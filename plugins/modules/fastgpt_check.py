@@ -58,10 +58,13 @@ options:
     description: Rerank model that must be listed and score a search. Without it O(rerank_model) no rerank is asked for.
     type: str
   checks:
-    description: What to check. Everything needs the log-in. V(chat) also answers from the dataset where V(dataset) is checked too.
+    description:
+      - What to check. Everything needs the log-in.
+      - V(dataset_chat) asks an app that searches the dataset, and needs V(dataset) and V(chat) too. It is left out by default, since the
+        search checks prove the same and its graph differs more between versions of FastGPT.
     type: list
     elements: str
-    choices: [login, models, dataset, chat]
+    choices: [login, models, dataset, chat, dataset_chat]
     default: [login, models, dataset, chat]
   wait:
     description:
@@ -458,7 +461,7 @@ class _Walk:
             self.checks.run(f"{self.label} streams", self.streamed)
         else:
             self.checks.skip(f"{self.label} streams", "no app could be made")
-        if "dataset" in self.params["checks"]:
+        if {"dataset", "dataset_chat"} <= set(self.params["checks"]):
             name = f"{self.label} answers from a dataset"
             if self.dataset:
                 self.checks.run(name, self.answered_from_dataset)
@@ -480,7 +483,7 @@ class _Walk:
             stores, searches = self.dataset_names()
             names += [stores, *(name for _mode, name in searches)]
         if not dry and "chat" in wanted:
-            names += [f"{label} answers", f"{label} streams"] + ([f"{label} answers from a dataset"] if "dataset" in wanted else [])
+            names += [f"{label} answers", f"{label} streams"] + ([f"{label} answers from a dataset"] if {"dataset", "dataset_chat"} <= set(wanted) else [])
         return names
 
 
@@ -497,7 +500,7 @@ def main() -> None:
             "checks": {
                 "type": "list",
                 "elements": "str",
-                "choices": ["login", "models", "dataset", "chat"],
+                "choices": ["login", "models", "dataset", "chat", "dataset_chat"],
                 "default": ["login", "models", "dataset", "chat"],
             },
             "wait": {"type": "int", "default": 0},

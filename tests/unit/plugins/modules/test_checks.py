@@ -466,9 +466,18 @@ def arguments(fake: FastGPT, **more: t.Any) -> dict[str, t.Any]:
         "chat_model": "chat",
         "vector_model": "embed",
         "rerank_model": "rerank",
+        "checks": ["login", "models", "dataset", "chat", "dataset_chat"],
         "timeout": 5,
     }
     return {**base, **more}
+
+
+def test_the_dataset_app_is_asked_only_where_it_is_wanted(capsys):
+    with FastGPT() as fake:
+        options = arguments(fake)
+        del options["checks"]
+        result = run(fastgpt_check, capsys, **options)
+        assert reds(result) == {} and [check["name"] for check in result["checks"]] == [name for name in ALL if "from a dataset" not in name]
 
 
 @pytest.mark.parametrize("version", ["v4.6.8", "v4.8.9"])
