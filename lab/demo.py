@@ -39,7 +39,7 @@ def make_secrets() -> None:
         VAULT.unlink(missing_ok=True)
     run = run_playbook(
         ROOT / "playbooks" / "secrets.yml", "localhost,", ROOT / ".lab" / "runs" / "secrets", quiet=True,
-        extravars={"secrets_file": str(VAULT), "secrets_password_file": str(password)}, environment=vault_environment(NAME),
+        extravars={"secrets_file": str(VAULT), "secrets_password_file": str(password)}, environment=vault_environment(),
     )  # fmt: skip
     if run.rc != 0:
         print(run.stdout)
@@ -64,7 +64,7 @@ def raise_lab(version: str, name: str = NAME, net: str = NET) -> dict[str, Any]:
 
 
 def play(name: str, version: str, extravars: dict[str, Any] | None = None, cmdline: str = "") -> Run:
-    environment = {**vault_environment(NAME), "LAB_NET": NET, "FASTGPT_VERSION": version}
+    environment = {**vault_environment(), "LAB_NET": NET, "FASTGPT_VERSION": version}
     return run_playbook(
         ROOT / "playbooks" / name, ROOT / "inventories" / "lab", DEMO / "runner" / name, extravars=extravars, environment=environment, cmdline=cmdline
     )

@@ -42,7 +42,7 @@ class Run:
         return sum((self.stats.get(kind) or {}).values())
 
 
-def vault_environment(lab: str) -> dict[str, str]:
+def vault_environment() -> dict[str, str]:
     """The environment that a lab's inventory needs."""
     return {"ANSIBLE_VAULT_PASSWORD_FILE": str(ROOT / ".lab" / "vault-password")}
 

@@ -25,7 +25,7 @@ SSH = ["ssh", "-o", "BatchMode=yes", "-i", str(ROOT / ".lab" / "ssh" / "id_ed255
 
 def site(directory: str, **options: Any) -> Run:
     """site.yml on the scenario's hosts."""
-    environment = {**vault_environment(NAME), "LAB_NET": NET, **options.pop("environment", {})}
+    environment = {**vault_environment(), "LAB_NET": NET, **options.pop("environment", {})}
     return run_playbook(
         ROOT / "playbooks" / "site.yml", ROOT / "inventories" / "lab", ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options
     )
