@@ -9,7 +9,7 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit integration playbooks molecule clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration playbooks molecule clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ lint: .venv/.done ## ansible-lint, yamllint, ruff, mypy, documentation and argum
 unit: .venv/.done ## pure functions, modules and scripts
 	@echo "=== unit tests"
 	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/unit
+
+explore: .venv/.done ## property tests with many new random examples
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --hypothesis-profile explore $$(grep -rl hypothesis tests/unit/plugins)
 
 sanity: .venv/.done ## ansible-test sanity
 	@echo "=== ansible-test sanity"

@@ -47,14 +47,17 @@ def shown(value: t.Any, limit: int = 80) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
     except (TypeError, ValueError, RecursionError):
         text = f"({type(value).__name__})"
-    text = _USERINFO.sub(r"\1***@", text)
-    text = "".join(char if char.isprintable() else "?" for char in text)
+    text = _printable(_USERINFO.sub(r"\1***@", text))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def fault(variable: str, value: str, rule: str, remedy: str, where: str = "") -> str:
-    """The one form of a fault; `value` is printable already, e.g. by shown()."""
-    return ": ".join(part for part in (where, variable, value, rule) if part) + f". {remedy}."
+    """The one form of a fault, always one line: a variable's name can hold a key of the user's, a rule a value of theirs."""
+    return _printable(": ".join(part for part in (where, variable, value, rule) if part) + f". {remedy}.")
 
 
 def nearest(name: t.Any, known: t.Iterable[t.Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.filter.inventory_faults import inventory_faults
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -156,6 +156,7 @@ _any = st.recursive(
     st.fixed_dictionaries({}, optional={key: _any for key in GOOD}),
     st.fixed_dictionaries({}, optional={key: _any for key in ("node_address", "model_servers", "ports", "mongodb_port")}),
 )
+@example({"registries": {"\n": None}}, {"ports": {"\n": None}})
 def test_any_yaml_is_borne(data, host):
     assert all(isinstance(line, str) and "\n" not in line for line in inventory_faults(data))
     data["hosts"] = {"a": host}

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _fastgpt_config as fc  # noqa: E402
-from hypothesis import assume, given, settings  # noqa: E402
+from hypothesis import assume, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12)
@@ -27,7 +27,6 @@ def shuffled(value: t.Any) -> t.Any:
     return [shuffled(v) for v in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.text(max_size=6), VALUES, max_size=5))
 def test_canonical_text_is_strict_and_reads_back(value: dict[str, t.Any]) -> None:
     text = fc.canonical(value)
@@ -38,14 +37,12 @@ def test_canonical_text_is_strict_and_reads_back(value: dict[str, t.Any]) -> Non
     assert fc.canonical(fc.in_order(shuffled(value), value)) == text
 
 
-@settings(max_examples=300, deadline=None)
 @given(VALUES)
 def test_json_is_json5(value: t.Any) -> None:
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
         assert fc.same(fc.read_json5(text), value)
 
 
-@settings(max_examples=200, deadline=None)
 @given(VALUES)
 def test_agrees_with_the_library(value: t.Any) -> None:
     json5 = pytest.importorskip("json5")
@@ -55,7 +52,6 @@ def test_agrees_with_the_library(value: t.Any) -> None:
     assert fc.same(fc.read_json5("// head\n" + text + "/* tail */"), json5.loads(text))
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.text(alphabet=list("{}[],:'\"\\/*abc019.-+eExu \n_$NI"), max_size=30))
 def test_no_text_breaks_the_reader(text: str) -> None:
     try:
@@ -64,7 +60,6 @@ def test_no_text_breaks_the_reader(text: str) -> None:
         assert "line " in str(exc)
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.integers(0, 10**6) | st.floats() | st.text(max_size=8) | st.booleans() | st.none() | st.lists(st.integers(), max_size=2),
     st.sampled_from(["maxContext", "model", "vision", "defaultConfig", "maxTemperature"]),

@@ -13,7 +13,7 @@ pytest.importorskip("hypothesis")
 
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb_plan as planning  # noqa: E402
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils._mongodb_plan import Member  # noqa: E402
-from hypothesis import assume, given, settings  # noqa: E402
+from hypothesis import assume, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 HOSTS = [f"m{i}:27017" for i in range(11)]
@@ -62,7 +62,6 @@ def votes(docs: t.Iterable[Doc]) -> dict[int, int]:
     return {int(d["_id"]): int(d["votes"]) for d in docs if d["votes"]}
 
 
-@settings(max_examples=600, deadline=None)
 @given(situations())
 def test_every_step_is_safe_and_the_last_one_is_what_was_asked_for(
     situation: tuple[list[Doc], list[Member], dict[str, str], frozenset[str], str],
@@ -94,7 +93,6 @@ def test_every_step_is_safe_and_the_last_one_is_what_was_asked_for(
     assert planning.plan(before, wanted, primary=primary) == []
 
 
-@settings(max_examples=200, deadline=None)
 @given(situations())
 def test_planning_again_after_each_step_arrives_too(
     situation: tuple[list[Doc], list[Member], dict[str, str], frozenset[str], str],

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _oneapi_plan as plan  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 Row = t.Dict[str, t.Any]
@@ -87,7 +87,6 @@ def carry_out(rows: list[Row], done: plan.ChannelPlan) -> list[Row]:
     return list(state.values())
 
 
-@settings(deadline=None, max_examples=300)
 @given(rows=rows_strategy, wanted=wanted_strategy, purge=st.booleans(), rewrite=st.sets(names, max_size=2))
 def test_one_pass_converges(rows: list[Row], wanted: list[Row], purge: bool, rewrite: set[str]) -> None:
     channels = plan.normalise_channels(wanted, (0, 6, 10))
@@ -123,7 +122,6 @@ def test_one_pass_converges(rows: list[Row], wanted: list[Row], purge: bool, rew
     assert purge or not gone
 
 
-@settings(deadline=None, max_examples=200)
 @given(rows=rows_strategy, wanted=wanted_strategy)
 def test_a_diff_holds_no_key_and_both_sides_differ(rows: list[Row], wanted: list[Row]) -> None:
     channels = plan.normalise_channels(wanted, (0, 6, 10))
@@ -134,7 +132,6 @@ def test_a_diff_holds_no_key_and_both_sides_differ(rows: list[Row], wanted: list
     assert "'k1'" not in text and "'k2'" not in text and "'wanted'" not in text
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     row=st.fixed_dictionaries(
         {
@@ -186,7 +183,6 @@ def test_a_token_converges_in_one_write(row: Row, params: Row) -> None:
 scalars = st.one_of(st.booleans(), st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False, width=32), st.text(max_size=12))
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     key=st.sampled_from(["SystemName", "RetryTimes", "Notice", "QuotaPerUnit"]),
     value=st.one_of(scalars, st.lists(scalars, max_size=3), st.dictionaries(st.text(max_size=5), scalars, max_size=3)),
@@ -200,7 +196,6 @@ def test_an_option_is_right_once_it_is_set(key: str, value: t.Any, stored: str |
     assert plan.option_text(wanted, text) == text or isinstance(wanted, dict)
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     stored=st.dictionaries(st.sampled_from(["m1", "m2", "m3"]), st.floats(0, 100)),
     wanted=st.dictionaries(st.sampled_from(["m2", "m3", "m4"]), st.one_of(st.integers(0, 100), st.floats(0, 100))),
