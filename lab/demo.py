@@ -9,19 +9,18 @@ import argparse
 import json
 import os
 import pathlib
-import secrets
 import subprocess
 import sys
 import time
 from typing import Any
 
 from sflab.catalogue import DEFAULT_FASTGPT
+from sflab.common import VAULT, VAULT_PASSWORD
 from sflab.runs import ROOT, Run, run_playbook, vault_environment
 
 DEMO = ROOT / ".demo"
 NAME = "demo"
 NET = os.environ.get("LAB_NET", "172.31.77")
-VAULT = ROOT / "inventories" / "lab" / "group_vars" / "all" / "vault.yml"
 
 
 def headline(text: str) -> None:
@@ -30,16 +29,9 @@ def headline(text: str) -> None:
 
 def make_secrets() -> None:
     """The lab's vault file, by the playbook that any user runs."""
-    password = ROOT / ".lab" / "vault-password"
-    if not password.exists():
-        password.parent.mkdir(parents=True, exist_ok=True)
-        password.touch(mode=0o600)
-        password.write_text(secrets.token_urlsafe(24) + "\n", encoding="ascii")
-        # a vault file of another password would be of no use
-        VAULT.unlink(missing_ok=True)
     run = run_playbook(
         ROOT / "playbooks" / "secrets.yml", "localhost,", ROOT / ".lab" / "runs" / "secrets", quiet=True,
-        extravars={"secrets_file": str(VAULT), "secrets_password_file": str(password)}, environment=vault_environment(),
+        extravars={"secrets_file": str(VAULT), "secrets_password_file": str(VAULT_PASSWORD)}, environment=vault_environment(),
     )  # fmt: skip
     if run.rc != 0:
         print(run.stdout)
@@ -49,7 +41,7 @@ def make_secrets() -> None:
 def secret(name: str) -> str:
     """One value of the lab's vault, to show it on the screen of whoever runs the demo."""
     text = subprocess.run(
-        [ROOT / ".venv" / "bin" / "ansible-vault", "view", "--vault-password-file", ROOT / ".lab" / "vault-password", VAULT],
+        [ROOT / ".venv" / "bin" / "ansible-vault", "view", "--vault-password-file", VAULT_PASSWORD, VAULT],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     return next((line.partition(": ")[2].strip("'\"") for line in text.splitlines() if line.startswith(f"{name}: ")), "?")

@@ -34,12 +34,13 @@ from sflab.catalogue import (
     parse_lab_images,
     version_tuple,
 )
-from sflab.common import FILES, STATE, locked, output, say
+from sflab.common import FILES, STATE, locked, make_vault_password, output, say
 
 
 def prepare(version: str) -> None:
     """Idempotent; when nothing changed it takes about a second."""
     build.ready_machine()
+    make_vault_password()
 
     def fetch() -> None:
         build.fetch_for_images()

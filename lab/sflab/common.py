@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ STATE = REPO / ".lab"
 FILES = STATE / "files"
 LOGS = STATE / "log"
 SCRATCH = STATE / "tmp"
+VAULT_PASSWORD = STATE / "vault-password"
+VAULT = REPO / "inventories" / "lab" / "group_vars" / "all" / "vault.yml"
 START = time.monotonic()
 _print_lock = threading.Lock()
 
@@ -46,6 +49,16 @@ def last_line(path: Path) -> str:
     except OSError:
         return ""
     return lines[-1].strip()[:110] if lines else ""
+
+
+def make_vault_password() -> None:
+    """Once; whatever reads the lab's inventory needs it, also before there is a vault."""
+    if not VAULT_PASSWORD.exists():
+        VAULT_PASSWORD.parent.mkdir(parents=True, exist_ok=True)
+        # a vault file of another password would be of no use
+        VAULT.unlink(missing_ok=True)
+        VAULT_PASSWORD.touch(mode=0o600)
+        VAULT_PASSWORD.write_text(secrets.token_urlsafe(24) + "\n", encoding="ascii")
 
 
 class Step:

@@ -16,6 +16,8 @@ from typing import Any
 
 import ansible_runner
 
+from .common import VAULT_PASSWORD
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Actions that stay on the controller. A template or a copy asks for the file's state first and counts twice.
@@ -44,7 +46,7 @@ class Run:
 
 def vault_environment() -> dict[str, str]:
     """The environment that a lab's inventory needs."""
-    return {"ANSIBLE_VAULT_PASSWORD_FILE": str(ROOT / ".lab" / "vault-password")}
+    return {"ANSIBLE_VAULT_PASSWORD_FILE": str(VAULT_PASSWORD)}
 
 
 def run_playbook(

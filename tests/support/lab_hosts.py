@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 
 import demo  # noqa: E402 - it lies beside the path that was just added
 from sflab.catalogue import DEFAULT_FASTGPT  # noqa: E402
+from sflab.common import VAULT, VAULT_PASSWORD  # noqa: E402
 from sflab.runs import Run, run_playbook, vault_environment  # noqa: E402
 
 NAME, NET = os.environ.get("LAB_NAME", "mol"), os.environ.get("LAB_NET", "172.31.78")
@@ -33,7 +34,7 @@ def site(directory: str, **options: Any) -> Run:
 
 def vault() -> dict[str, str]:
     """The secrets of the lab."""
-    command = [ROOT / ".venv" / "bin" / "ansible-vault", "view", "--vault-password-file", ROOT / ".lab" / "vault-password", demo.VAULT]
+    command = [ROOT / ".venv" / "bin" / "ansible-vault", "view", "--vault-password-file", VAULT_PASSWORD, VAULT]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {name: value.strip("'\"") for name, _colon, value in (line.partition(": ") for line in text.splitlines()) if value}
 
