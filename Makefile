@@ -9,10 +9,10 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration playbooks molecule clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration playbooks molecule bench-modules bench-door clean
 
 help: ## this text
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 .venv/.done: requirements-dev.txt lab/packages.txt
 	@echo "=== Debian packages and .venv"
@@ -71,6 +71,12 @@ molecule: .venv/.done ## the whole stack on lab hosts: check, killed runs, conve
 	@echo "=== molecule, scenario default"
 	$(BIN)/python lab/lab.py prepare
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s default
+
+bench-modules: .venv/.done ## seconds and requests of oneapi_channel beside a loop of uri, also in .bench/modules.json
+	@$(BIN)/python bench/bench_modules.py
+
+bench-door: .venv/.done ## what the door costs of a model server's throughput, also in .bench/door.json
+	@PYTHONPATH=.collections $(BIN)/python bench/bench_door.py
 
 clean: ## forget caches and reports, keep the lab
 	rm -rf .demo .bench .ansible .cache .mypy_cache .ruff_cache .pytest_cache tests/output

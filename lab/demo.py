@@ -12,6 +12,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sflab.catalogue import DEFAULT_FASTGPT
@@ -47,9 +48,10 @@ def secret(name: str) -> str:
     return next((line.partition(": ")[2].strip("'\"") for line in text.splitlines() if line.startswith(f"{name}: ")), "?")
 
 
-def raise_lab(version: str, name: str = NAME, net: str = NET) -> dict[str, Any]:
+def raise_lab(version: str, name: str = NAME, net: str = NET, hosts: Sequence[str] = ()) -> dict[str, Any]:
     """The lab's hosts; gives its state."""
     command = [sys.executable, str(ROOT / "lab" / "lab.py"), "up", "--name", name, "--net", net, "--fastgpt-version", version]
+    command += [word for host in hosts for word in ("--host", host)]
     subprocess.run(command, check=True)
     state: dict[str, Any] = json.loads((ROOT / ".lab" / name / "state.json").read_text(encoding="utf-8"))
     return state

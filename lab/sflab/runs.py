@@ -51,7 +51,7 @@ def vault_environment() -> dict[str, str]:
 
 def run_playbook(
     playbook: str | pathlib.Path,
-    inventory: str | pathlib.Path | dict[str, Any],
+    inventory: str | pathlib.Path | list[str] | dict[str, Any],
     directory: pathlib.Path,
     *,
     extravars: dict[str, Any] | None = None,

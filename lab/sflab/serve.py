@@ -60,9 +60,9 @@ def choose(version: str, chosen: dict[str, str]) -> list[Served]:
                 raise LabError(f"LAB_IMAGES: {image.key}={local}: the local Docker has no such image")
             served.append(Served(image, local, "local", f"{local} of the local Docker, unchanged"))
             continue
-        if image.registry not in reachable:
+        if image.pulled and image.registry not in reachable:
             reachable[image.registry] = hub_answers(image.registry)
-        if reachable[image.registry]:
+        if image.pulled and reachable[image.registry]:
             if image.needs_avx not in (None, avx):
                 continue  # the roles never ask for it on this CPU
             if image_info(image.public):

@@ -41,17 +41,24 @@ options:
     default: admin
   tls:
     description:
-      - Connect with TLS.
+      - Connect with TLS, to all members. A server that asks for TLS, or has none, is told apart in the error.
     type: bool
     default: false
   tls_ca_file:
     description:
       - PEM file on the target with the certificate authorities to trust. Without it those of the system are used.
+      - Needs O(tls=true).
     type: path
   tls_certificate_key_file:
     description:
-      - PEM file on the target with a client certificate and its key.
+      - One PEM file on the target with a client certificate and its private key, for servers that ask for one (those with
+        C(--tlsCAFile) and without C(--tlsAllowConnectionsWithoutCertificates)).
+      - Needs O(tls=true).
     type: path
+  tls_certificate_key_password:
+    description:
+      - Password of an encrypted private key in O(tls_certificate_key_file).
+    type: str
   validate_certs:
     description:
       - Check the server's certificate and name. Only switch this off for a test.
@@ -64,6 +71,6 @@ options:
     type: int
     default: 120
 requirements:
-  - pymongo >= 3.11 on the target (Debian and Ubuntu - C(python3-pymongo))
-  - MongoDB 4.4 or later
+  - pymongo >= 3.11 on the target (Debian and Ubuntu - C(python3-pymongo)). Tested with 3.11.0, the one of Debian 12, and 4.20.0
+  - MongoDB >= 4.4. Tested with 4.4.2, 5.0.4 and 6.0.5
 """

@@ -33,7 +33,7 @@ options:
     description: PEM file with a client certificate; it may hold the key as well.
     type: path
   client_key:
-    description: PEM file with the key of O(client_cert).
+    description: PEM file with the key of O(client_cert), without a passphrase.
     type: path
   timeout:
     description: Seconds that one request may take in all.
@@ -52,8 +52,9 @@ options:
 notes:
   - One-API v0.6.8 or newer is needed. The fork new-api is refused, since its management API differs.
   - A server that cannot be reached is a failure, in check mode too.
-  - Connection errors and HTTP 429 are retried for a limited time. Where the answer to a creation is lost, the module looks
-    for the result before it tries again.
+  - Connection errors and HTTP 429 are retried for a limited time, at the pace of a C(Retry-After) header where a proxy sends one. Where the
+    answer to a creation is lost, the module looks for the result before it tries again.
+  - A redirect or a web page in place of an answer is a failure, since it comes from a proxy before One-API or from a wrong O(url).
 """
 
     LOGIN = r"""
@@ -65,6 +66,6 @@ options:
   password:
     description:
       - Password of O(username).
-      - At most one log-in is made per task. One-API allows 20 in 20 minutes per client address.
+      - At most one log-in is made per task, tried once more where its answer is lost. One-API allows 20 in 20 minutes per client address.
     type: str
 """

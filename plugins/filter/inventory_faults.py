@@ -255,7 +255,22 @@ class _Inventory:
                 self.claim(host, variable, port, taken, owners, False)
 
     def default_ports(self, host: str, values: Mapping[str, t.Any]) -> dict[str, t.Any]:
-        return {service: values.get(f"{service}_port", port) for group, (service, port) in _PORTS.items() if host in self.groups[group]}
+        found = {service: values.get(f"{service}_port", port) for group, (service, port) in _PORTS.items() if host in self.groups[group]}
+        if "fastgpt" in found:
+            first = values.get("fastgpt_rerank_port", 8090)
+            found |= {"fastgpt_rerank" + "+" * number: first + number if is_int(first) else first for number in range(self.joint_rerankers())}
+        return found
+
+    def joint_rerankers(self) -> int:
+        """How many models have several rerankers, before which FastGPT's door stands."""
+        hosts: dict[str, int] = {}
+        for host in self.groups["gpu"]:
+            servers = self.hosts.get(host, {}).get("model_servers")
+            for item in servers if is_list(servers) else []:
+                model = item.get("model") if isinstance(item, Mapping) else None
+                if isinstance(model, str) and self.cards.get(model, {}).get("kind") == "rerank":
+                    hosts[model] = hosts.get(model, 0) + 1
+        return sum(count > 1 for count in hosts.values())
 
     def claim(self, host: str, variable: str, port: int, taken: Mapping[int, str], owners: dict[int, tuple[str, bool]], service: bool) -> None:
         for number, what in taken.items():

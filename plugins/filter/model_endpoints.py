@@ -13,6 +13,7 @@ author:
 description:
   - Turns the C(model_servers) lists of all hosts into endpoints with engine, ports, URL and keys, ordered by host and port.
   - The key of a server is C(sk-) and the first 48 hexadecimal digits of HMAC-SHA256 over C(host/model/port), so a new server needs no new secret.
+  - URL, keys, name and kind need no facts of a host. Engine and GPUs follow from its GPUs, so only the host itself can know them for sure.
   - It expects lists without faults; P(selfhosted.fastgpt.model_server_faults#filter) finds all faults of a list at once.
 positional: cards, addresses
 options:
@@ -37,6 +38,26 @@ options:
     description: Earlier O(master_key), whose keys stay valid during a rotation.
     type: str
     default: ''
+  gpus:
+    description:
+      - Host names as keys, their GPUs as M(selfhosted.fastgpt.gpu_facts) returns them as values. Their servers are placed as
+        P(selfhosted.fastgpt.gpu_placement#filter) does, and a host whose servers do not fit fails.
+      - Of a host that is not in it, the engines are those that need no GPU, else the first of the card.
+    type: dict
+    default: {}
+  torch_index:
+    description: Index that torch for GPUs comes from, as in P(selfhosted.fastgpt.gpu_placement#filter).
+    type: str
+    default: ''
+  check_resources:
+    description: Whether models that do not fit on the GPUs are refused.
+    type: bool
+    default: true
+  tls_hosts:
+    description: Hosts whose doors speak TLS, so that their URLs begin with C(https).
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -66,7 +87,15 @@ _value:
       description: C(chat), C(embedding) or C(rerank).
       type: str
     engine:
-      description: Engine that serves the model, empty where none of this release can.
+      description: Engine that serves the model, empty where none can.
+      type: str
+    engine_entry:
+      description: The engine's entry in the card, with what it says of image, quantization and needs; empty where no engine fits.
+      type: dict
+    environment:
+      description:
+        - Name of the Python environment that the engine lives in, which is the engine's, and C(-gpu) behind it where its torch is one for GPUs.
+        - Empty for an engine that is a container.
       type: str
     device:
       description: C(cpu) or C(gpu), empty where no engine fits.
@@ -100,6 +129,24 @@ _value:
       description: GPUs of the host that the engine uses, empty on a CPU.
       type: list
       elements: int
+    gpu_memory_gb:
+      description: What the engine may take of each of its GPUs, in GB. 0 on a CPU and where the GPUs are not known.
+      type: float
+    gpu_memory_fraction:
+      description: The same as a part of the GPU's memory.
+      type: float
+    cache_gb:
+      description: What that leaves for the KV cache on all of its GPUs together, on a CPU the cache of one whole context. 0 where the GPUs are not known.
+      type: float
+    need_gb:
+      description: Least memory that it needs on each of its GPUs, or of the host on a CPU, in GB. 0 where the GPUs are not known.
+      type: float
+    ram_gb:
+      description: Memory of the host that it needs, in GB.
+      type: float
+    note:
+      description: Why it runs on the CPU although it could use a GPU, else empty.
+      type: str
     weights:
       description: Where the weights come from if the list says so, else empty.
       type: dict
@@ -116,6 +163,7 @@ from collections.abc import Mapping
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import (
     ADAPTER_OFFSET,
+    CONTAINER_ENGINES,
     ENGINE_OFFSET,
     KINDS,
     choose_engine,
@@ -125,13 +173,30 @@ from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import 
     nearest,
     shown,
 )
+from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._placement import place, ram_gb
 
 
 def _key(secret: str, host: str, model: str, port: int) -> str:
     return "sk-" + hmac.new(secret.encode(), f"{host}/{model}/{port}".encode(), hashlib.sha256).hexdigest()[:48]
 
 
-def _endpoint(host: str, item: t.Any, known: Mapping[str, Mapping[str, t.Any]], address: str, secrets: list[str]) -> dict[str, t.Any]:
+def _unplaced(item: Mapping[t.Any, t.Any], card: Mapping[str, t.Any], width: t.Any) -> dict[str, t.Any]:
+    """What is known of a server before anybody looked at the host's GPUs."""
+    gpus = item.get("gpus", "auto")
+    engine = choose_engine(card, width, gpus, item.get("engine"))
+    device = str(engine["device"]) if engine else ""
+    return {
+        "engine": str(engine["name"]) if engine else "",
+        "entry": dict(engine or {}),
+        "device": device,
+        "gpus": list(gpus) if device == "gpu" and is_list(gpus) else [],
+        "ram_gb": round(ram_gb(card, width, engine), 1) if engine and is_int(width) else 0.0,
+    }
+
+
+def _endpoint(
+    host: str, item: t.Any, known: Mapping[str, Mapping[str, t.Any]], address: str, secrets: list[str], placement: Mapping[t.Any, Mapping[str, t.Any]]
+) -> dict[str, t.Any]:
     if not isinstance(item, Mapping):
         raise AnsibleFilterError(f"model_endpoints: {host}: model_servers: {shown(item)}: every item must be a dictionary with model and port.")
     model, port = item.get("model"), item.get("port")
@@ -142,25 +207,33 @@ def _endpoint(host: str, item: t.Any, known: Mapping[str, Mapping[str, t.Any]], 
         raise AnsibleFilterError(f"model_endpoints: {host}: model_servers: {model}: port: {shown(port)}: must be a number.")
     if card.get("kind") not in KINDS:
         raise AnsibleFilterError(f"model_endpoints: card {model}: kind: {shown(card.get('kind'))}: must be one of {', '.join(KINDS)}.")
-    width, gpus, wanted = item.get("quantize_bit", 16), item.get("gpus", "auto"), item.get("engine")
-    engine = choose_engine(card, width, gpus, wanted)
-    device = str(engine["device"]) if engine else ""
+    width = item.get("quantize_bit", 16)
+    placed = placement.get(port) or _unplaced(item, card, width)
+    in_container = placed["engine"] in CONTAINER_ENGINES
     return {
         "name": f"{model}@{host}",
         "host": host,
         "model": model,
         "kind": card["kind"],
-        "engine": str(engine["name"]) if engine else "",
-        "device": device,
+        "engine": placed["engine"],
+        "engine_entry": placed["entry"],
+        "environment": "" if in_container else placed["engine"] + ("-gpu" if placed["device"] == "gpu" else ""),
+        "device": placed["device"],
         "port": port,
         "engine_port": port + ENGINE_OFFSET,
         "adapter_port": port + ADAPTER_OFFSET if card["kind"] == "rerank" else None,
-        "url": f"http://{address}:{port}",
+        "url": f"{address}:{port}",
         "keys": [_key(secret, host, model, port) for secret in secrets],
         "dimensions": card.get("dimensions") if card["kind"] == "embedding" else None,
         "context": card.get("context"),
         "quantize_bit": width,
-        "gpus": list(gpus) if device == "gpu" and is_list(gpus) else [],
+        "gpus": placed["gpus"],
+        "gpu_memory_gb": placed.get("memory_gb", 0.0),
+        "cache_gb": placed.get("cache_gb", 0.0),
+        "gpu_memory_fraction": placed.get("fraction", 0.0),
+        "need_gb": placed.get("need_gb", 0.0),
+        "ram_gb": placed["ram_gb"],
+        "note": placed.get("reason", ""),
         "weights": dict(item.get("weights") or {}),
         "card": dict(card),
     }
@@ -172,11 +245,18 @@ def model_endpoints(
     addresses: t.Any,
     master_key: t.Any = "",
     previous_key: t.Any = "",
+    gpus: t.Any = None,
+    torch_index: t.Any = "",
+    check_resources: t.Any = True,
+    tls_hosts: t.Any = (),
 ) -> list[dict[str, t.Any]]:
     if not isinstance(servers_by_host, Mapping):
         raise AnsibleFilterError(f"model_endpoints: {shown(servers_by_host)}: must be a dictionary of host names and model_servers lists.")
     if not isinstance(addresses, Mapping):
         raise AnsibleFilterError(f"model_endpoints: addresses: {shown(addresses)}: must be a dictionary of host names and node addresses.")
+    gpus = {} if gpus is None else gpus
+    if not isinstance(gpus, Mapping):
+        raise AnsibleFilterError(f"model_endpoints: gpus: {shown(gpus)}: must be a dictionary of host names and lists of GPUs.")
     secrets = [str(secret) for secret in (master_key, previous_key) if secret]
     known = index_cards(cards)
     endpoints: list[dict[str, t.Any]] = []
@@ -188,7 +268,11 @@ def model_endpoints(
         address = addresses.get(host)
         if not isinstance(address, str) or not address:
             raise AnsibleFilterError(f"model_endpoints: {host}: addresses: no node address is given for this host.")
-        endpoints += [_endpoint(str(host), item, known, address, secrets) for item in servers]
+        placement, faults = place(servers, cards, gpus[host], torch_index, bool(check_resources)) if host in gpus else ({}, [])
+        if faults:
+            raise AnsibleFilterError("model_endpoints: " + "\n".join(f"{host}: {fault}" for fault in faults))
+        scheme = "https" if host in tls_hosts else "http"
+        endpoints += [_endpoint(str(host), item, known, f"{scheme}://{address}", secrets, placement) for item in servers]
     return sorted(endpoints, key=lambda endpoint: (endpoint["host"], endpoint["port"]))
 
 

@@ -12,7 +12,8 @@ author:
   - selfhosted.fastgpt contributors (@selfhosted)
 description:
   - Finds all faults of one host's C(model_servers) list at once, for any YAML value.
-  - A width or a placement that no available engine of the card serves is a fault whose remedy names the combinations that work.
+  - A width or a placement that no engine of the card serves is a fault whose remedy names the combinations that work.
+  - So is code from a hub that runs on the host at a revision that moves. A commit or a tag, an archive with a checksum and a directory are pinned.
 positional: cards, host
 options:
   _input:
@@ -28,6 +29,24 @@ options:
     description: Name that begins every sentence, usually the host's.
     type: str
     default: ''
+  weights_source:
+    description: Hub that weights come from where a server has no C(weights) of its own, C(modelscope), C(huggingface), or empty for a place of your own.
+    type: str
+    default: modelscope
+  gpus:
+    description:
+      - GPUs of the host as M(selfhosted.fastgpt.gpu_facts) returns them. Given, a list without other faults is placed on them as
+        P(selfhosted.fastgpt.gpu_placement#filter) does, and what prevents that is a fault.
+    type: list
+    elements: dict
+  torch_index:
+    description: Index that torch for GPUs comes from, as in P(selfhosted.fastgpt.gpu_placement#filter).
+    type: str
+    default: ''
+  check_resources:
+    description: Whether it is a fault that models do not fit on the GPUs.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""
@@ -52,41 +71,44 @@ from collections.abc import Mapping
 
 from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import (
     DIMENSIONS_MAX,
+    ENGINES,
     KINDS,
     PORT_MAX,
     PORT_MIN,
     WIDTHS,
-    choose_engine,
     combinations_of,
+    devices_of,
     door_ports,
+    engines_for,
     engines_of,
     fault,
     index_cards,
-    is_available,
     is_int,
     is_list,
     model_name_is_good,
     nearest,
-    placement_devices,
-    served_models,
     shown,
     widths_of,
 )
+from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._placement import place
 
 _KEYS = ("model", "port", "quantize_bit", "gpus", "engine", "weights")
 # What each source of weights needs besides its name.
 _SOURCES = {"modelscope": "id", "huggingface": "id", "url": "url", "path": "path"}
+# Branches, which anybody who may write to the repository can move.
+_MOVING = ("", "main", "master", "head", "dev", "latest")
 _WEIGHT_KEYS = ("source", "id", "url", "path", "revision", "sha256")
 
 
 class _Server:
     """Checks one item; collects into the list that it is given."""
 
-    def __init__(self, index: int, item: Mapping[t.Any, t.Any], cards: Mapping[str, Mapping[str, t.Any]], host: str, found: list[str]) -> None:
+    def __init__(self, index: int, item: Mapping[t.Any, t.Any], cards: Mapping[str, Mapping[str, t.Any]], host: str, source: str, found: list[str]) -> None:
         self.prefix = f"model_servers[{index}]"
         self.item = item
         self.cards = cards
         self.host = host
+        self.source = source
         self.found = found
         self.card: Mapping[str, t.Any] | None = None
         self.width_is_good = self.gpus_are_good = self.engine_is_good = True
@@ -106,6 +128,7 @@ class _Server:
         self.check_weights()
         if self.card is not None:
             self.check_card(self.card)
+            self.check_pinned(self.card)
             if self.width_is_good and self.gpus_are_good and self.engine_is_good:
                 self.check_served(self.card)
 
@@ -201,29 +224,63 @@ class _Server:
             self.add("model", card["name"], f"its card has the context {shown(card.get('context'))}, not a positive number of tokens", remedy)
         if not engines_of(card):
             self.add("model", card["name"], "its card has no engines, each with name and device (cpu or gpu)", remedy)
+        for engine in engines_of(card):
+            unfit = self.engine_fault(card, engine)
+            if unfit:
+                self.add("model", card["name"], unfit, remedy)
+
+    def engine_fault(self, card: Mapping[str, t.Any], engine: Mapping[str, t.Any]) -> str:
+        name = engine["name"]
+        if name not in ENGINES:
+            return f"its card has the engine {shown(name)}, not one of {', '.join(ENGINES)}"
+        can = ENGINES[name]
+        if card.get("kind") in KINDS and card["kind"] not in can["kinds"]:
+            return f"its card has the engine {name}, which serves {' and '.join(can['kinds'])} only"
+        if engine["device"] not in can["devices"]:
+            return f"its card has {name} on {engine['device']}, and it runs on {' and '.join(can['devices'])} only"
+        widths = widths_of(engine)
+        if not widths or set(widths) - set(can["widths"]):
+            return f"its card has {name} with the quantize_bits {shown(engine.get('quantize_bits'))}, of which it can do {', '.join(map(str, can['widths']))}"
+        if name == "vllm":
+            if not isinstance(engine.get("image"), str) or not engine["image"]:
+                return "its card has vllm without an image, the tag of the version that serves this model"
+            ways = engine.get("quantization")
+            for width in widths:
+                if width != 16 and not (isinstance(ways, Mapping) and isinstance(ways.get(width, ways.get(str(width))), str)):
+                    return f"its card has vllm with {width} bit and no quantization that says how, so that the width would be ignored"
+        return ""
+
+    def check_pinned(self, card: Mapping[str, t.Any]) -> None:
+        """Code of the repository runs on the host, so it must not change without somebody's decision."""
+        if card.get("trust_remote_code") is not True:
+            return
+        weights = {} if self.item.get("weights") is None else self.item["weights"]
+        if not isinstance(weights, Mapping):
+            return
+        source = weights.get("source", self.source)
+        if source == "url" and not weights.get("sha256"):
+            remedy = "Add its sha256"
+            self.add("weights.sha256", weights.get("sha256"), f"{card['name']} runs code of its archive, so the archive must be pinned", remedy)
+        if source not in ("modelscope", "huggingface"):
+            return
+        own = card.get("weights")
+        known = own.get(source) if isinstance(own, Mapping) else None
+        # the card's revision is one of the card's repository
+        same = not weights.get("id") or (isinstance(known, Mapping) and weights["id"] == known.get("id"))
+        revision = weights.get("revision", known.get("revision") if isinstance(known, Mapping) and same else None)
+        if revision is None or str(revision).casefold() in _MOVING:
+            rule = f"{card['name']} runs code of its repository on {source}, and this revision moves"
+            self.add("weights.revision", revision, rule, "Name the commit (or a tag) that you have looked at, or give a path or an archive with its sha256")
 
     def check_served(self, card: Mapping[str, t.Any]) -> None:
         width, gpus, engine = self.item.get("quantize_bit", 16), self.item.get("gpus", "auto"), self.item.get("engine")
-        if not engines_of(card) or choose_engine(card, width, gpus, engine):
+        if not engines_of(card) or engines_for(card, width, gpus, engine):
             return
-        working = combinations_of(card)
-        if not working:
-            coming = ", ".join(dict.fromkeys(str(item["name"]) for item in engines_of(card) if not is_available(item)))
-            others = ", ".join(served_models(self.cards, card.get("kind"))) or "none in this catalogue"
-            rule = f"needs an engine that comes in a later release ({coming})" if coming else "no engine of its card serves it"
-            self.add("model", card["name"], rule, f"Choose a {card.get('kind')} model that this release serves: {others}")
-            return
-        remedy = "What works: " + "; ".join(working)
-        devices = placement_devices(gpus)
-        here = [item for item in engines_of(card) if item["device"] in devices and engine in (None, item["name"])]
-        later = [item for item in here if width in widths_of(item) and not is_available(item)]
-        ready = [item for item in here if is_available(item)]
-        if ready and not later:
+        working = "; ".join(combinations_of(card))
+        remedy = f"What works: {working}" if working else f"Correct the card {card['name']} in model_cards_extra"
+        here = [item for item in engines_of(card) if item["device"] in devices_of(gpus) and engine in (None, item["name"])]
+        if here and all(width not in widths_of(item) for item in here):
             self.add("quantize_bit", width, f"no engine serves {card['name']} in this width there", remedy)
-        elif later:
-            rule = f"{later[0]['name']} on {str(later[0]['device']).upper()}s comes in a later release"
-            key = "engine" if engine is not None else "gpus" if gpus != "auto" else "quantize_bit"
-            self.add(key, self.item.get(key, 16), rule, remedy)
         elif engine is not None:
             self.add("engine", engine, f"does not serve {card['name']} on this placement", remedy)
         else:
@@ -255,7 +312,15 @@ def _clashes(servers: list[tuple[int, Mapping[t.Any, t.Any]]], cards: Mapping[st
     return found
 
 
-def model_server_faults(servers: t.Any, cards: t.Any, host: t.Any = "") -> list[str]:
+def model_server_faults(
+    servers: t.Any,
+    cards: t.Any,
+    host: t.Any = "",
+    weights_source: t.Any = "modelscope",
+    gpus: t.Any = None,
+    torch_index: t.Any = "",
+    check_resources: t.Any = True,
+) -> list[str]:
     where = str(host or "")
     if servers is None:
         return []
@@ -267,11 +332,15 @@ def model_server_faults(servers: t.Any, cards: t.Any, host: t.Any = "") -> list[
     for index, item in enumerate(servers):
         if isinstance(item, Mapping):
             good.append((index, item))
-            _Server(index, item, known, where, found).check()
+            _Server(index, item, known, where, str(weights_source or ""), found).check()
         else:
             remedy = "Write it as - {model: M3E-large, port: 8002}"
             found.append(fault(f"model_servers[{index}]", shown(item), "must be a dictionary with model and port", remedy, where))
-    return found + _clashes(good, known, where)
+    found += _clashes(good, known, where)
+    if gpus is None or found:
+        return found
+    dummy, misplaced = place(servers, cards, gpus, torch_index, bool(check_resources))
+    return [f"{where}: {line}" if where else line for line in misplaced]
 
 
 class FilterModule:

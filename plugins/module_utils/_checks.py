@@ -9,13 +9,60 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import time
 import typing as t
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _http
 
 _DETAIL_MAX = 400
 _ANSWER_MAX = 160
+
+# The options of the doc fragment _checks.
+HTTP_ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    "timeout": {"type": "int", "default": 120},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_path": {"type": "path"},
+    "client_cert": {"type": "path"},
+    "client_key": {"type": "path"},
+}
+
+
+class HttpOptions(t.TypedDict):
+    """What _http.request takes besides the request itself."""
+
+    timeout: float
+    validate_certs: bool
+    ca_path: str | None
+    client_cert: str | None
+    client_key: str | None
+
+
+def _shown_url(url: str) -> str:
+    return re.sub(r"//[^/]*@", "//***@", url)
+
+
+def http_options(module: AnsibleModule) -> HttpOptions:
+    """Those options of a module. One that cannot work fails the task: it says nothing about the servers."""
+    params = module.params
+    url = params.get("url")
+    if url is not None and not re.fullmatch(r"https?://[^/\s?#@]+/?", url):
+        module.fail_json(msg=f"url: {_shown_url(url)}: must be http:// or https:// with host and port, without a path and without a user.")
+    if params["timeout"] < 1:
+        module.fail_json(msg=f"timeout: {params['timeout']}: must be at least 1 second.")
+    for option in ("ca_path", "client_cert", "client_key"):
+        path = params[option]
+        if path and not os.access(path, os.R_OK):
+            module.fail_json(msg=f"{option}: {path}: there is no such file on this host, or user {os.geteuid()} may not read it.")
+    return {
+        "timeout": float(params["timeout"]),
+        "validate_certs": params["validate_certs"],
+        "ca_path": params["ca_path"],
+        "client_cert": params["client_cert"],
+        "client_key": params["client_key"],
+    }
 
 
 class CheckError(Exception):

@@ -144,7 +144,9 @@ SYSTEM_FIELDS: dict[str, Field] = {
 }
 WHISPER_DEFAULT = {"model": "whisper-1", "name": "Whisper1"}
 # Read by nobody in these versions, of use to the checks only; they do not go into the file.
-CHECK_ONLY = {"dimensions": Field("int"), "isDefault": Field("bool")}
+CHECK_ONLY = {"context": Field("int"), "dimensions": Field("int"), "tools": Field("bool"), "isDefault": Field("bool")}
+# pgvector's hnsw.ef_search: with a larger one each search is an SQL error.
+EF_SEARCH_MOST = 1000
 # Needed for the user interface: where no model has the flag, its list of models is empty.
 FLAGS_FROM = {
     "datasetProcess": (4, 6, 8),
@@ -183,12 +185,13 @@ def build(
         if builder.version < (4, 7, 1):
             builder.warnings.append(f"fe_configs: FastGPT {version} does not read feConfigs; they count from v4.7.1 on.")
     config["systemEnv"] = builder.system_env(system_env or {})
+    builder.check_system(config["systemEnv"])
     config["llmModels"] = builder.entries("llm_models", llm_models, LLM_FIELDS)
     config["vectorModels"] = builder.entries("vector_models", vector_models, VECTOR_FIELDS)
     config["reRankModels"] = builder.entries("rerank_models", rerank_models, RERANK_FIELDS)
     config["audioSpeechModels"] = builder.entries("audio_speech_models", audio_speech_models, SPEECH_FIELDS)
     config["whisperModel"] = builder.entry("whisper_model", whisper_model or WHISPER_DEFAULT, WHISPER_FIELDS)
-    builder.check_llm(config["llmModels"])
+    builder.check_llm(config["llmModels"], llm_models)
     builder.check_vector(config["vectorModels"], vector_models)
     builder.check_rerank(config["reRankModels"])
     builder.check_names(config)
@@ -211,7 +214,7 @@ class _Builder:
         return self.entry("system_env", given, SYSTEM_FIELDS)
 
     def entries(self, option: str, items: t.Sequence[t.Mapping[str, t.Any]], fields: t.Mapping[str, Field]) -> list[JsonDict]:
-        defaults = [i for i, item in enumerate(items) if item.get("isDefault") is True]
+        defaults = [i for i, item in enumerate(items) if _bool(item.get("isDefault")) is True]
         if len(defaults) > 1:
             names = ", ".join(str(items[i].get("model")) for i in defaults)
             self.faults.append(f"{option}: {names} have isDefault: one model of a kind can be the default.")
@@ -253,13 +256,10 @@ class _Builder:
             if number is not None and (kind == "number" or number == int(number)):
                 return int(number) if number == int(number) else number
         elif kind == "bool":
-            if isinstance(value, bool):
-                return value
-            if isinstance(value, str) and value.lower() in ("true", "yes", "on", "false", "no", "off"):
-                return value.lower() in ("true", "yes", "on")
-        elif kind == "str" and isinstance(value, str):
-            return value
-        elif kind == "dict" and isinstance(value, dict) or kind == "list" and isinstance(value, list):
+            truth = _bool(value)
+            if truth is not None:
+                return truth
+        elif isinstance(value, _TYPES[kind]):
             return self.plain(label, value)
         shown = MASK if label.rpartition(".")[2] in SECRET_KEYS else repr(value)[:80]
         self.faults.append(f"{label}: {shown}: must be {_KIND_NAMES[kind]}.")
@@ -268,12 +268,15 @@ class _Builder:
     def plain(self, label: str, value: t.Any) -> t.Any:
         """A copy that JSON can hold, keys of dictionaries in order."""
         if isinstance(value, dict):
-            return {str(k): self.plain(f"{label}.{k}", value[k]) for k in sorted(value, key=str)}
+            return {self.plain(f"{label}, a key", str(k)): self.plain(f"{label}.{k}", value[k]) for k in sorted(value, key=str)}
         if isinstance(value, (list, tuple)):
             return [self.plain(f"{label}[{i}]", v) for i, v in enumerate(value)]
         if isinstance(value, float) and not math.isfinite(value):
             self.faults.append(f"{label}: {value}: JSON has no such number.")
             return None
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            self.faults.append(f"{label}: holds half of a character (a lone surrogate), which UTF-8 cannot hold: write the whole character.")
+            return ""
         if value is None or isinstance(value, (str, bool, int, float)):
             return value
         self.faults.append(f"{label}: {value!r}: must be text, a number, a bool, a list or a dictionary.")
@@ -281,12 +284,22 @@ class _Builder:
 
     # rules
 
-    def check_llm(self, models: list[JsonDict]) -> None:
+    def check_system(self, system_env: JsonDict) -> None:
+        for key, value in system_env.items():
+            if key in SYSTEM_FIELDS and _is_int(value) and value < 1:
+                self.faults.append(f"system_env.{key}: {value}: must be at least 1.")
+        search = system_env.get("pgHNSWEfSearch")
+        if _is_int(search) and search > EF_SEARCH_MOST:
+            self.faults.append(f"system_env.pgHNSWEfSearch: {search}: pgvector refuses every search with more than {EF_SEARCH_MOST}.")
+
+    def check_llm(self, models: list[JsonDict], given: t.Sequence[t.Mapping[str, t.Any]]) -> None:
         if not models:
             self.faults.append("llm_models: the list is empty: FastGPT cannot make a dataset without a chat model.")
             return
+        known = {item.get("model"): item for item in given if isinstance(item.get("model"), str)}
         for index, model in enumerate(models):
             label = f"llm_models ({model.get('model', index)})"
+            card = known.get(str(model.get("model")), {})
             context, response, quote = (model.get(k) for k in ("maxContext", "maxResponse", "quoteMaxToken"))
             if not (_is_int(context) and _is_int(response) and _is_int(quote)):
                 continue
@@ -300,11 +313,16 @@ class _Builder:
                     f"{label}.quoteMaxToken: {quote}: with maxResponse ({response}) it is more than maxContext"
                     f" ({context}): use at most {context - response}, less what question and history take."
                 )
+            window = _number(card.get("context"))
+            if window is not None and context > window:
+                self.faults.append(
+                    f"{label}.maxContext: {context}: the model's own context is {window:g} tokens: use at most that many, or correct the model's card."
+                )
             temperature = model.get("maxTemperature")
             if isinstance(temperature, (int, float)) and not 0 < temperature <= 2:
                 self.faults.append(f"{label}.maxTemperature: {temperature}: must be above 0 and at most 2.")
             tools = [k for k in ("toolChoice", "functionCall") if model.get(k) is True]
-            if tools:
+            if tools and _bool(card.get("tools")) is not True:
                 self.warnings.append(f"{label}: {' and '.join(tools)}: right only if the model's server speaks tools; with false FastGPT asks by prompt.")
         for flag, since in FLAGS_FROM.items():
             if self.version >= since and not any(m.get(flag) is True for m in models):
@@ -324,6 +342,11 @@ class _Builder:
             if _is_int(short) and _is_int(most) and short > most:
                 self.faults.append(f"{label}.defaultToken: {short}: must not be more than maxToken ({most}).")
         for item in given:
+            chunk, window = (_number(item.get(k)) for k in ("defaultToken", "context"))
+            if chunk is not None and window is not None and chunk > window:
+                self.warnings.append(
+                    f"vector_models ({item.get('model')}).defaultToken: {chunk:g}: the model reads {window:g} tokens of a text and leaves the rest out."
+                )
             size = _number(item.get("dimensions"))
             if size is not None and not 1 <= size <= VECTOR_SIZE:
                 self.faults.append(
@@ -357,6 +380,14 @@ class _Builder:
         }
         everywhere: dict[str, str] = {}
         for option, key in lists.items():
+            models = {m["model"]: i for i, m in enumerate(config[key]) if isinstance(m.get("model"), str)}
+            for index, model in enumerate(config[key]):
+                name = model.get("name")
+                if isinstance(name, str) and models.get(name, index) != index and model.get("model") != name:
+                    self.faults.append(f"{option}: name {name!r} of {model.get('model')} is another entry's model: FastGPT would take one for the other.")
+            for value in models:
+                if value != value.strip() or "," in value:
+                    self.faults.append(f"{option}: model {value!r}: must be as the gateway has it, without a comma and without blanks around it.")
             for field in ("model", "name"):
                 seen: set[str] = set()
                 for model in config[key]:
@@ -372,6 +403,7 @@ class _Builder:
                             self.warnings.append(f"{option}: {value} is in {other} too: from v4.8.20 on all models share one list of names.")
 
 
+_TYPES: dict[str, type] = {"str": str, "dict": dict, "list": list}
 _KIND_NAMES = {
     "str": "text",
     "int": "a whole number",
@@ -384,6 +416,15 @@ _KIND_NAMES = {
 
 def _copy(value: t.Any) -> t.Any:
     return json.loads(json.dumps(value))
+
+
+_WORDS_OF_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _bool(value: t.Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return _WORDS_OF_BOOL.get(value.lower()) if isinstance(value, str) else None
 
 
 def _is_int(value: t.Any) -> t.TypeGuard[int]:
@@ -415,6 +456,7 @@ def url_fault(url: str) -> str:
         return "has port 0"
     if parts.username or parts.password:
         return "must hold no user and password: the key belongs into requestAuth"
+    host = host.rstrip(".")
     loopback = host == "localhost" or host.endswith(".localhost")
     try:
         address = ipaddress.ip_address(host)
@@ -505,6 +547,16 @@ def masked(config: t.Any, other: t.Any = None) -> t.Any:
 
 def _hashable(value: t.Any) -> bool:
     return isinstance(value, str)
+
+
+def secrets_in(value: t.Any) -> set[str]:
+    """Values under the names that secrets have, wherever they stand."""
+    if isinstance(value, dict):
+        own = {v for k, v in value.items() if k in SECRET_KEYS and isinstance(v, str) and v}
+        return own.union(*(secrets_in(v) for v in value.values()))
+    if isinstance(value, list):
+        return set().union(*(secrets_in(v) for v in value))
+    return set()
 
 
 def in_order(value: t.Any, like: t.Any) -> t.Any:

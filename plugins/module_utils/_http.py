@@ -11,6 +11,7 @@ import errno
 import functools
 import http.client
 import json as jsonlib
+import re
 import socket
 import ssl
 import time
@@ -20,19 +21,37 @@ from urllib.parse import urlsplit
 
 from ansible.module_utils.urls import Request, make_context
 
+if t.TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _CHUNK = 65536
 _NEVER_SENT_ERRNO = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+
+
+class Options(t.TypedDict, total=False):
+    """What request() and stream() take besides method, URL and time limit; all of it has a default."""
+
+    headers: t.Optional[t.Dict[str, str]]
+    json: t.Any
+    data: t.Union[bytes, str, None]
+    validate_certs: bool
+    ca_path: t.Optional[str]
+    client_cert: t.Optional[str]
+    client_key: t.Optional[str]
+    use_proxy: bool
 
 
 class TransportError(Exception):
     """No usable answer: refused, time-out, TLS, broken off.
 
     `sent` is False only where the server surely never saw the request, so that repeating it is safe for any method.
+    `lasting` is True where repeating it is useless, since only another setting helps.
     """
 
-    def __init__(self, message: str, sent: bool = True) -> None:
+    def __init__(self, message: str, sent: bool = True, lasting: bool = False) -> None:
         super().__init__(message)
         self.sent = sent
+        self.lasting = lasting
 
 
 class Response:
@@ -48,7 +67,10 @@ class Response:
 
     def json(self) -> t.Any:
         """Raise ValueError where the body is not JSON."""
-        return jsonlib.loads(self.body.decode("utf-8"))
+        try:
+            return jsonlib.loads(self.body.decode("utf-8"))
+        except RecursionError as exc:
+            raise ValueError("nested too deeply") from exc
 
 
 class Stream:
@@ -92,26 +114,13 @@ class Stream:
         self.close()
 
 
-def request(
-    method: str,
-    url: str,
-    *,
-    headers: dict[str, str] | None = None,
-    json: t.Any = None,
-    data: bytes | str | None = None,
-    timeout: float = 30.0,
-    validate_certs: bool = True,
-    ca_path: str | None = None,
-    client_cert: str | None = None,
-    client_key: str | None = None,
-    use_proxy: bool = False,
-) -> Response:
+def request(method: str, url: str, *, timeout: float = 30.0, **options: Unpack[Options]) -> Response:
     """Send one request; `timeout` bounds the whole exchange. Redirects are not followed: a 3xx is an answer.
 
     Proxies of the environment are left alone by default, since the servers asked here are inside the site.
     """
     deadline = time.monotonic() + timeout
-    raw = _open(method, url, headers, json, data, timeout, validate_certs, ca_path, client_cert, client_key, use_proxy)
+    raw = _open(method, url, timeout, **options)
     try:
         body = _read(raw, url, deadline)
         return Response(raw.status, _headers(raw), body)
@@ -119,24 +128,10 @@ def request(
         raw.close()
 
 
-def stream(
-    method: str,
-    url: str,
-    *,
-    headers: dict[str, str] | None = None,
-    json: t.Any = None,
-    data: bytes | str | None = None,
-    timeout: float = 30.0,
-    validate_certs: bool = True,
-    ca_path: str | None = None,
-    client_cert: str | None = None,
-    client_key: str | None = None,
-    use_proxy: bool = False,
-) -> Stream:
+def stream(method: str, url: str, *, timeout: float = 30.0, **options: Unpack[Options]) -> Stream:
     """Like request(), for server-sent events."""
     deadline = time.monotonic() + timeout
-    raw = _open(method, url, headers, json, data, timeout, validate_certs, ca_path, client_cert, client_key, use_proxy)
-    return Stream(raw, url, deadline)
+    return Stream(_open(method, url, timeout, **options), url, deadline)
 
 
 @functools.lru_cache(maxsize=8)
@@ -144,25 +139,47 @@ def _context(scheme: str, validate_certs: bool, ca_path: str | None, client_cert
     """Reading the system's certificates takes 20 ms, which open_url spends on each request, plain HTTP included."""
     if scheme == "http":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return make_context(cafile=ca_path, validate_certs=validate_certs, client_cert=client_cert, client_key=client_key)
+    for option, path in (("ca_path", ca_path), ("client_cert", client_cert), ("client_key", client_key)):
+        if path is None:
+            continue
+        try:
+            with open(path, "rb") as file:
+                text = file.read()
+        except OSError as exc:
+            raise TransportError(f"{option}: {path}: {exc.strerror}", sent=False, lasting=True) from exc
+        if option != "ca_path" and b"ENCRYPTED" in text:
+            # The TLS library would ask for the passphrase on the terminal, and wait.
+            raise TransportError(f"{option}: {path}: its key is protected by a passphrase. Give one without", sent=False, lasting=True)
+    try:
+        return make_context(cafile=ca_path, validate_certs=validate_certs, client_cert=client_cert, client_key=client_key)
+    except (OSError, ValueError) as exc:
+        files = ", ".join(path for path in (ca_path, client_cert, client_key) if path)
+        raise TransportError(f"{files}: not usable for TLS ({exc}). Give PEM files, and the key of that certificate", sent=False, lasting=True) from exc
 
 
 def _open(
     method: str,
     url: str,
-    headers: dict[str, str] | None,
-    json: t.Any,
-    data: bytes | str | None,
     timeout: float,
-    validate_certs: bool,
-    ca_path: str | None,
-    client_cert: str | None,
-    client_key: str | None,
-    use_proxy: bool,
+    *,
+    headers: dict[str, str] | None = None,
+    json: t.Any = None,
+    data: bytes | str | None = None,
+    validate_certs: bool = True,
+    ca_path: str | None = None,
+    client_cert: str | None = None,
+    client_key: str | None = None,
+    use_proxy: bool = False,
 ) -> t.Any:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        # Asking for the port checks it.
+        if parts.port == 0 or re.search(r"[\x00-\x20\x7f]", url):
+            raise ValueError("port 0, or a blank in it")
+    except ValueError as exc:
+        raise TransportError(f"url: not a usable URL ({exc})", sent=False, lasting=True) from exc
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise TransportError(f"{_shown(url)}: not an http:// or https:// URL", sent=False)
+        raise TransportError(f"{_shown(url)}: not an http:// or https:// URL", sent=False, lasting=True)
     sent_headers = {"Accept": "application/json", **(headers or {})}
     if json is not None:
         data = jsonlib.dumps(json, ensure_ascii=False).encode("utf-8")
@@ -170,7 +187,8 @@ def _open(
     for name, value in sent_headers.items():
         # http.client's own refusal would print the value, which may be a key.
         if any(ord(char) < 32 or ord(char) > 255 for char in value):
-            raise TransportError(f"{_shown(url)}: the value for header {name} holds a character that HTTP does not allow", sent=False)
+            text = f"{_shown(url)}: the value for header {name} holds a character that HTTP does not allow"
+            raise TransportError(text, sent=False, lasting=True)
     try:
         return Request().open(
             method,
@@ -237,10 +255,11 @@ def _transport_error(url: str, exc: Exception) -> TransportError:
     if isinstance(exc, TransportError):
         return exc
     reason: t.Any = exc.reason if isinstance(exc, URLError) and not isinstance(exc, HTTPError) else exc
-    sent = True
-    never = (socket.gaierror, ssl.SSLCertVerificationError, FileNotFoundError, PermissionError)
-    if isinstance(reason, never) or getattr(reason, "errno", None) in _NEVER_SENT_ERRNO:
-        sent = False
+    # Trust that one side refuses the other, or no TLS at all: nothing has been asked yet, and nothing changes by itself.
+    broken = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+    refused = isinstance(reason, ssl.SSLError) and not isinstance(reason, broken) and (reason is not exc or "ALERT" in str(reason.reason))
+    never = refused or isinstance(reason, (socket.gaierror, FileNotFoundError, PermissionError))
+    sent = not never and getattr(reason, "errno", None) not in _NEVER_SENT_ERRNO
     if isinstance(reason, (socket.timeout, TimeoutError)):
         text = "no answer in time"
     elif isinstance(reason, http.client.RemoteDisconnected):
@@ -251,4 +270,15 @@ def _transport_error(url: str, exc: Exception) -> TransportError:
         text = reason.strerror
     else:
         text = str(reason) or type(reason).__name__
-    return TransportError(f"{_shown(url)}: {text}", sent=sent)
+    if refused:
+        text += _tls_remedy(text)
+    return TransportError(f"{_shown(url)}: {text}", sent=sent, lasting=refused)
+
+
+def _tls_remedy(text: str) -> str:
+    lower = text.lower()
+    if "alert" in lower and ("certificate" in lower or "handshake" in lower or "unknown ca" in lower):
+        return ". The server asks for a client certificate that it trusts: see client_cert and client_key"
+    if "verify failed" in lower:
+        return ". Give its authority as ca_path, and use the host name that the certificate is for"
+    return ". Does the server speak https there?"

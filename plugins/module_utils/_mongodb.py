@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import socket
+import ssl
+import struct
 import time
 import traceback
 import typing as t
@@ -49,11 +51,22 @@ class MongoFault(Exception):
     """Ends the module with this message: what, the server's answer, the remedy."""
 
 
+class ArbiterFault(MongoFault):
+    """An arbiter knows no users; `hosts` are the data members of its set."""
+
+    def __init__(self, message: str, hosts: t.Sequence[str]) -> None:
+        super().__init__(message)
+        self.hosts = hosts
+
+
 class Unreachable(Exception):
-    def __init__(self, address: str, reason: str) -> None:
+    """`final` says that waiting does not help: the server is there, and it will not talk to us like this."""
+
+    def __init__(self, address: str, reason: str, final: bool = False) -> None:
         super().__init__(f"{address}: {reason}")
         self.address = address
         self.reason = reason
+        self.final = final
 
 
 class Refused(Exception):
@@ -76,8 +89,18 @@ class Settings:
     tls: bool = False
     ca_file: str | None = None
     certificate_key_file: str | None = None
+    certificate_key_password: str | None = dataclasses.field(default=None, repr=False)
     validate_certs: bool = True
     timeout: int = 120
+
+    @property
+    def connect_seconds(self) -> float:
+        return min(CONNECT_SECONDS, float(self.timeout))
+
+    @property
+    def command_seconds(self) -> float:
+        """A server that freezes must not hold a run for much longer than its time-out."""
+        return min(60.0, self.timeout + 5.0)
 
 
 def connection_argument_spec() -> dict[str, t.Any]:
@@ -91,13 +114,17 @@ def connection_argument_spec() -> dict[str, t.Any]:
         tls=dict(type="bool", default=False),
         tls_ca_file=dict(type="path"),
         tls_certificate_key_file=dict(type="path"),
+        tls_certificate_key_password=dict(type="str", no_log=True),
         validate_certs=dict(type="bool", default=True),
         timeout=dict(type="int", default=120),
     )
 
 
 CONNECTION_REQUIRED_TOGETHER = [("login_user", "login_password")]
-CONNECTION_REQUIRED_BY = {"login_password_previous": "login_password"}
+CONNECTION_REQUIRED_BY = {
+    "login_password_previous": "login_password",
+    "tls_certificate_key_password": "tls_certificate_key_file",
+}
 
 
 def settings_of(module: AnsibleModule) -> Settings:
@@ -117,7 +144,7 @@ def settings_of(module: AnsibleModule) -> Settings:
         module.fail_json(msg=f"login_host, login_port: {host}:{params['login_port']}: {exc}.")
     if params["timeout"] < 1:
         module.fail_json(msg=f"timeout: {params['timeout']}: must be at least 1 second.")
-    return Settings(
+    settings = Settings(
         address=address,
         user=params["login_user"],
         password=params["login_password"],
@@ -126,9 +153,48 @@ def settings_of(module: AnsibleModule) -> Settings:
         tls=params["tls"],
         ca_file=params["tls_ca_file"],
         certificate_key_file=params["tls_certificate_key_file"],
+        certificate_key_password=params["tls_certificate_key_password"],
         validate_certs=params["validate_certs"],
         timeout=params["timeout"],
     )
+    if not settings.tls:
+        for name in ("tls_ca_file", "tls_certificate_key_file"):
+            if params[name]:
+                module.fail_json(msg=f"{name}: {params[name]}: is of no use without TLS. Set tls: true, or leave it out.")
+        return settings
+    try:
+        tls_context(settings)
+    except MongoFault as exc:
+        module.fail_json(msg=str(exc))
+    return settings
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext:
+    """What the driver is told by its own options, for the probe; raises MongoFault naming the file that is wrong."""
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+    except ssl.SSLError:
+        raise MongoFault(f"tls_ca_file: {settings.ca_file}: holds no certificate. Give the PEM file of the authority that signed the server's.") from None
+    except OSError as exc:
+        raise MongoFault(f"tls_ca_file: {settings.ca_file}: {exc.strerror}. It must be a readable file on the target.") from None
+    if not settings.validate_certs:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if settings.certificate_key_file:
+        name = f"tls_certificate_key_file: {settings.certificate_key_file}"
+        try:
+            # Never None: the library would ask on the terminal.
+            context.load_cert_chain(settings.certificate_key_file, password=settings.certificate_key_password or "")
+        except ssl.SSLError as exc:
+            if exc.reason == "KEY_VALUES_MISMATCH":
+                raise MongoFault(f"{name}: the key does not belong to the certificate. Put both of one pair into the file.") from None
+            raise MongoFault(
+                f"{name}: certificate or key cannot be read. It must be one PEM file with the client's certificate and its"
+                " private key; an encrypted key needs the right tls_certificate_key_password."
+            ) from None
+        except OSError as exc:
+            raise MongoFault(f"{name}: {exc.strerror}. It must be a readable file on the target.") from None
+    return context
 
 
 def _brief(exc: Exception) -> str:
@@ -152,9 +218,9 @@ class Node:
         self.authenticated = user is not None
         options: dict[str, t.Any] = {
             "directConnection": True,
-            "serverSelectionTimeoutMS": int(CONNECT_SECONDS * 1000),
-            "connectTimeoutMS": int(CONNECT_SECONDS * 1000),
-            "socketTimeoutMS": 60000,
+            "serverSelectionTimeoutMS": int(settings.connect_seconds * 1000),
+            "connectTimeoutMS": int(settings.connect_seconds * 1000),
+            "socketTimeoutMS": int(settings.command_seconds * 1000),
             "maxPoolSize": 2,
             "appname": "selfhosted.fastgpt",
         }
@@ -164,6 +230,8 @@ class Node:
                 options["tlsCAFile"] = settings.ca_file
             if settings.certificate_key_file:
                 options["tlsCertificateKeyFile"] = settings.certificate_key_file
+            if settings.certificate_key_password:
+                options["tlsCertificateKeyFilePassword"] = settings.certificate_key_password
             if not settings.validate_certs:
                 options["tlsAllowInvalidCertificates"] = True
                 options["tlsAllowInvalidHostnames"] = True
@@ -188,6 +256,9 @@ class Node:
             answer = self._client[database].command(name, value, **fields)
         except pymongo.errors.OperationFailure as exc:
             raise Refused(self.address, int(exc.code or 0), _brief(exc)) from None
+        except pymongo.errors.ConfigurationError as exc:
+            # Above all: a driver that is too new or too old for the server.
+            raise MongoFault(f"pymongo {pymongo.version} cannot talk to {self.address}: {_brief(exc)}. Install a pymongo that fits this server.") from None
         except pymongo.errors.PyMongoError as exc:
             # "Not primary" counts as a lost connection in the driver, but the server has answered.
             details = getattr(exc, "details", None)
@@ -223,9 +294,10 @@ class Node:
         batch = answer["cursor"]["firstBatch"]
         return dict(batch[0]) if batch else None
 
-    def user_collections(self) -> int:
-        """Collections outside MongoDB's own; also told by a server that is not initiated (0 where it cannot be known)."""
-        return int((self.command("serverStatus").get("catalogStats") or {}).get("collections", 0))
+    def user_collections(self) -> int | None:
+        """Collections outside MongoDB's own; also told by a server that is not initiated, from MongoDB 5.0 on."""
+        found = (self.command("serverStatus").get("catalogStats") or {}).get("collections")
+        return None if found is None else int(found)
 
     def majority_write(self, seconds: float) -> int:
         """Write an oplog note that a majority must acknowledge: milliseconds. No collection is touched."""
@@ -238,13 +310,112 @@ class Node:
         return round((time.monotonic() - start) * 1000)
 
 
-def probe_tcp(address: str, seconds: float = CONNECT_SECONDS) -> None:
-    """A refused port is known at once this way; the driver would keep trying until its time-out."""
-    name, _colon, port = address.rpartition(":")
+# isMaster in the oldest form of the protocol (OP_QUERY, request 7), which every server answers to this day.
+_HELLO_BODY = struct.pack("<i", 0) + b"admin.$cmd\0" + struct.pack("<ii", 0, -1) + b"\x13\0\0\0\x10isMaster\0\x01\0\0\0\0"
+_HELLO = struct.pack("<iiii", 16 + len(_HELLO_BODY), 7, 0, 2004) + _HELLO_BODY
+
+
+def _exchange(link: socket.socket) -> bytes:
+    """The head of the answer to hello; shorter where the server closes the connection."""
+    head = b""
     try:
-        socket.create_connection((name.strip("[]"), int(port)), timeout=seconds).close()
+        link.sendall(_HELLO)
+        while len(head) < 16:
+            part = link.recv(16 - len(head))
+            if not part:
+                break
+            head += part
+    except (ConnectionError, ssl.SSLEOFError):
+        pass
+    return head
+
+
+def _is_mongodb(head: bytes) -> bool:
+    return len(head) == 16 and struct.unpack("<iiii", head)[2:] == (7, 1)
+
+
+def _connect(settings: Settings, address: str) -> tuple[socket.socket, str]:
+    name, _colon, port = address.rpartition(":")
+    host = name.strip("[]")
+    try:
+        return socket.create_connection((host, int(port)), timeout=settings.connect_seconds), host
+    except (OSError, UnicodeError) as exc:
+        raise Unreachable(address, getattr(exc, "strerror", None) or str(exc) or type(exc).__name__) from None
+
+
+def _speaks_tls(settings: Settings, address: str) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    link, host = _connect(settings, address)
+    try:
+        with link, context.wrap_socket(link, server_hostname=host):
+            return True
+    except OSError:
+        return False
+
+
+def _speaks_plainly(settings: Settings, address: str) -> bool:
+    link, _host = _connect(settings, address)
+    try:
+        with link:
+            return _is_mongodb(_exchange(link))
+    except OSError:
+        return False
+
+
+def probe(settings: Settings, address: str) -> None:
+    """One connection by hand. It tells a closed port, a fault of TLS and another program's port at once and apart.
+
+    The driver hides all of them behind its own time-out and one text.
+    """
+    link, host = _connect(settings, address)
+    try:
+        with link:
+            head = _exchange_tls(settings, address, link, host) if settings.tls else _exchange(link)
+    except socket.timeout:
+        raise Unreachable(address, f"takes the connection, but does not answer within {settings.connect_seconds:g} s") from None
     except OSError as exc:
         raise Unreachable(address, exc.strerror or str(exc) or type(exc).__name__) from None
+    if _is_mongodb(head):
+        return
+    if head:
+        raise Unreachable(address, f"is not MongoDB, it answers {head!r}. Correct the port", final=True)
+    if not settings.tls and _speaks_tls(settings, address):
+        raise Unreachable(address, "asks for TLS. Set tls: true, with tls_ca_file where its authority is not one of the system's", final=True)
+    raise Unreachable(address, "closes the connection without an answer")
+
+
+def _exchange_tls(settings: Settings, address: str, link: socket.socket, host: str) -> bytes:
+    try:
+        secured = tls_context(settings).wrap_socket(link, server_hostname=host)
+    except socket.timeout:
+        raise
+    except ssl.SSLCertVerificationError as exc:
+        if exc.verify_code in (62, 64):
+            remedy = "Connect under a name or an address that the certificate has, or give the server one with this name"
+        else:
+            remedy = "Give the certificate of the authority that signed it as tls_ca_file, or renew the server's"
+        raise Unreachable(address, f"its certificate is refused: {exc.verify_message.rstrip('.')}. {remedy}", final=True) from None
+    except (ssl.SSLError, ConnectionError) as exc:
+        if isinstance(exc, (ssl.SSLEOFError, ConnectionError)) and not _speaks_plainly(settings, address):
+            raise Unreachable(address, "closes the connection during the TLS handshake") from None
+        if isinstance(exc, (ssl.SSLEOFError, ConnectionError)):
+            raise Unreachable(address, "speaks no TLS. Set tls: false, or start it with --tlsMode requireTLS", final=True) from None
+        raise Unreachable(address, f"the TLS handshake fails: {exc.reason}. Is the port MongoDB's, and does it take TLS 1.2?", final=True) from None
+    with secured:
+        try:
+            head = _exchange(secured)
+        except ssl.SSLError:
+            # The alert of a server that asks for a client certificate; mongod itself sends none and closes.
+            head = b""
+    if not head:
+        if settings.certificate_key_file:
+            text = f"refuses the client certificate {settings.certificate_key_file}. Its authority must be in the server's --tlsCAFile"
+        else:
+            text = "asks for a client certificate. Set tls_certificate_key_file to a PEM file with certificate and key"
+        raise Unreachable(address, text, final=True)
+    return head
 
 
 def process_of(hello: t.Mapping[str, t.Any]) -> str:
@@ -254,7 +425,7 @@ def process_of(hello: t.Mapping[str, t.Any]) -> str:
 
 def peek(settings: Settings, address: str) -> dict[str, t.Any]:
     """hello without a log-in."""
-    probe_tcp(address)
+    probe(settings, address)
     with Node(settings, address) as node:
         return node.hello()
 
@@ -295,6 +466,8 @@ def open_node(settings: Settings, address: str) -> Access:
     if by:
         return Access(node, by, hello)
     node.close()
+    if hello.get("arbiterOnly"):
+        raise ArbiterFault(f"{address} is an arbiter, which knows no users: connect to a data member of its set.", list(hello.get("hosts", [])))
     if settings.user is None:
         raise MongoFault(
             f"{address} asks for a log-in: set login_user and login_password (the localhost exception is closed once a"
@@ -328,6 +501,8 @@ def open_login(settings: Settings, patience: float) -> Access:
         try:
             return open_node(settings, settings.address)
         except (Unreachable, Refused) as exc:
+            if isinstance(exc, Unreachable) and exc.final:
+                raise MongoFault(f"MongoDB at {settings.address}: {exc.reason}.") from None
             if time.monotonic() >= deadline:
                 if isinstance(exc, Refused):
                     raise MongoFault(f"MongoDB at {settings.address} refuses to answer: {exc.message} (code {exc.code}).") from None
@@ -346,6 +521,8 @@ def find_primary(settings: Settings, access: Access, known: t.Iterable[str] = ()
     """
     hello = access.node.hello()
     own_process = process_of(hello)
+    if access.by != "exception":
+        known = [*known, *hello.get("hosts", [])]
     found: dict[str, dict[str, t.Any]] = {}
     if hello.get("isWritablePrimary"):
         found[access.node.address] = hello

@@ -12,11 +12,12 @@ language.
 
 from __future__ import annotations
 
+import email.utils
 import json
 import re
 import time
 import typing as t
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _http
 
@@ -30,8 +31,18 @@ MINIMUM_VERSION_TEXT = "v0.6.8"
 # Login, registration and password reset share 20 requests in 1200 s per client address.
 LOGIN_LIMIT_TEXT = "20 log-ins and registrations in 20 minutes per client address"
 _RETRIES = 4
+_LOGIN_RETRIES = 1
 _PAGE_SIZE = 10
 _MAX_PAGES = 100000
+# What new-api tells in /api/status and One-API does not; some of these are in each of its generations.
+_FORK_KEYS = frozenset(("setup", "self_use_mode_enabled", "mj_notify_enabled", "enable_data_export", "default_collapse_sidebar"))
+# What the modules do sums and comparisons with. A row that has it otherwise is from another product.
+_ROW_TYPES: dict[str, type] = {
+    **dict.fromkeys(("id", "type", "status", "priority", "role", "created_time", "expired_time", "remain_quota"), int),
+    **dict.fromkeys(("name", "username", "key", "models", "subnet", "group", "base_url", "model_mapping", "config", "system_prompt"), str),
+    "access_token": str,
+    "unlimited_quota": bool,
+}
 
 
 class OneApiError(Exception):
@@ -40,6 +51,10 @@ class OneApiError(Exception):
 
 class Refused(OneApiError):
     """The server answered and said no; it did not (wholly) do what was asked."""
+
+
+class NotFound(OneApiError):
+    """The server has no such path."""
 
 
 class LostAnswer(OneApiError):
@@ -74,7 +89,7 @@ def argument_spec() -> dict[str, t.Any]:
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
     """(0, 6, 10) from "v0.6.10" or "v0.6.11-preview.7"; None where the build carries no version ("", "v0.0.0")."""
-    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text or "")
+    match = re.match(r"v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", text or "")
     if match is None:
         return None
     version = (int(match.group(1)), int(match.group(2)), int(match.group(3) or 0))
@@ -131,6 +146,10 @@ class Client:
             raise OneApiError(f"url: {params['url']!r} is not an http:// or https:// URL. Give the root of One-API, e.g. http://127.0.0.1:3000")
         if bool(params["client_key"]) and not params["client_cert"]:
             raise OneApiError("client_key: needs client_cert as well")
+        if params["timeout"] < 1:
+            raise OneApiError(f"timeout: {params['timeout']} is no time. Give 1 second or more")
+        if params["rate_limit_wait"] < 0:
+            raise OneApiError(f"rate_limit_wait: {params['rate_limit_wait']} is negative. Give 0 seconds or more")
         return cls(
             params["url"],
             access_token=params["access_token"],
@@ -155,7 +174,7 @@ class Client:
         data = self._data(self._exchange("GET", "/api/status"), "/api/status")
         if not isinstance(data, dict):
             raise OneApiError(f"{self.url}/api/status answers, but not like One-API. Is url right? It must be the root of One-API")
-        if "setup" in data:
+        if not _FORK_KEYS.isdisjoint(data):
             raise self._new_api()
         self.version_text = str(data.get("version") or "")
         self.version = parse_version(self.version_text)
@@ -186,18 +205,17 @@ class Client:
     def login(self, username: str, password: str) -> bool:
         """True and a session, or False where the server refuses these credentials."""
         self.identify()
-        body = {"username": username, "password": password}
         try:
-            response = self._exchange("POST", "/api/user/login", body, authenticate=False, repeatable=True, limit_wait=0)
+            response = self._ask_login(username, password)
         except RateLimited:
             # The general limit may be meant, which passes in minutes: wait for that one only.
             self._exchange("GET", "/api/status")
             try:
-                response = self._exchange("POST", "/api/user/login", body, authenticate=False, repeatable=True, limit_wait=0)
+                response = self._ask_login(username, password)
             except RateLimited as exc:
                 raise OneApiError(
                     f"{self.url}: log-in as {username} is refused by the rate limit ({LOGIN_LIMIT_TEXT}). "
-                    "Wait, restart One-API, or give access_token, which needs no log-in"
+                    "Wait, restart One-API, or spare the log-in: access_token needs none, nor does password_policy=on_create of oneapi_user"
                 ) from exc
         answer = _json_object(response) or {}
         if not answer.get("success"):
@@ -214,8 +232,16 @@ class Client:
         self._logged_in = True
         return True
 
+    def _ask_login(self, username: str, password: str) -> _http.Response:
+        body = {"username": username, "password": password}
+        # Each one that arrives counts, so a lost answer is worth one more try and not four.
+        return self._exchange("POST", "/api/user/login", body, limit_wait=0, retries=_LOGIN_RETRIES)
+
     def get(self, path: str) -> t.Any:
         return self._data(self._exchange("GET", path, authenticate=True), path)
+
+    def row(self, path: str) -> Row:
+        return self._rows([self.get(path)], path)[0]
 
     def post(self, path: str, body: Row) -> t.Any:
         """Not repeated after a lost answer: the caller reads what became of it first."""
@@ -247,16 +273,18 @@ class Client:
         return None
 
     def options(self) -> dict[str, str]:
-        rows = self._rows(self.get("/api/option/"), "/api/option/")
+        rows = self._rows(self.get("/api/option/"), "/api/option/", numbered=False)
         return {str(row.get("key")): str(row.get("value")) for row in rows}
 
     def available_models(self) -> set[str] | None:
         """The models that the caller's group can be served now, or None where the server cannot tell."""
         try:
             data = self.get("/api/user/available_models")
-        except OneApiError:
+        except (Refused, NotFound):
             return None
-        return {str(item) for item in data} if isinstance(data, list) else set()
+        if data is None:
+            return set()
+        return {str(item) for item in data} if isinstance(data, list) else None
 
     # ---- below: one exchange ---------------------------------------------------------------------------------------
 
@@ -269,29 +297,35 @@ class Client:
         seen: dict[int, Row] = {}
         for page in range(_MAX_PAGES):
             rows = self._rows(self.get(f"{path}?p={page}"), path)
-            fresh = [row for row in rows if int(row.get("id") or 0) not in seen]
-            seen.update((int(row.get("id") or 0), row) for row in fresh)
+            fresh = [row for row in rows if row["id"] not in seen]
+            seen.update((row["id"], row) for row in fresh)
             if len(rows) < _PAGE_SIZE or not fresh:
                 break
         return self._by_id(list(seen.values()))
 
     @staticmethod
     def _by_id(rows: list[Row]) -> list[Row]:
-        return sorted(rows, key=lambda row: int(row.get("id") or 0))
+        return sorted(rows, key=lambda row: t.cast(int, row["id"]))
 
-    def _rows(self, data: t.Any, path: str) -> list[Row]:
+    def _rows(self, data: t.Any, path: str, numbered: bool = True) -> list[Row]:
         if data is None:
             return []
-        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+        where = f"{self.url}{path.partition('?')[0]}"
+        if not isinstance(data, list):
             self.make_sure()
-            raise OneApiError(f"{self.url}{path} does not answer with a list, so this is no One-API that the modules know")
+            raise OneApiError(f"{where} does not answer with a list, so this is no One-API that the modules know")
+        for row in data:
+            fault = _row_fault(row, numbered)
+            if fault:
+                self.make_sure()
+                raise OneApiError(f"{where} lists something that {fault}, so this is no One-API that the modules know")
         return data
 
     def _data(self, response: _http.Response, path: str) -> t.Any:
         answer = _json_object(response) or {}
         if answer.get("success") is True:
             return answer.get("data")
-        message = str(answer.get("message") or "").strip() or "no reason given"
+        message = str(answer.get("message") or "").strip()[:500] or "no reason given"
         raise Refused(f"{self.url}{path.partition('?')[0]}: One-API refuses: {message}")
 
     def _exchange(
@@ -304,9 +338,10 @@ class Client:
         repeatable: bool = True,
         empty_ok: bool = False,
         limit_wait: float | None = None,
+        retries: int = _RETRIES,
     ) -> _http.Response:
         if not authenticate:
-            return self._answer(method, path, body, {}, repeatable, empty_ok, limit_wait)
+            return self._answer(method, path, body, {}, repeatable, empty_ok, limit_wait, retries)
         self.identify()
         response = self._answer(method, path, body, self._credentials(), repeatable, empty_ok, limit_wait)
         if response.status == 401 or (method == "GET" and not _succeeded(response, empty_ok)):
@@ -317,7 +352,7 @@ class Client:
                 self._warn(f"{self.url} does not accept access_token; logged in as {self.username} instead")
                 response = self._answer(method, path, body, self._credentials(), repeatable, empty_ok, limit_wait)
             if response.status == 401 or not _succeeded(response, empty_ok):
-                message = str((_json_object(response) or {}).get("message") or "").strip()
+                message = str((_json_object(response) or {}).get("message") or "").strip()[:500]
                 who = f"the session of {self.username}" if self._logged_in else "access_token"
                 remedy = (
                     "The user needs the role that this call asks for (root for options, admin for channels and users)"
@@ -366,26 +401,35 @@ class Client:
         repeatable: bool,
         empty_ok: bool = False,
         limit_wait: float | None = None,
+        retries: int = _RETRIES,
     ) -> _http.Response:
         """A JSON answer with `success` in it; statuses that One-API uses for something else become errors."""
         where = f"{self.url}{path.partition('?')[0]}"
-        for attempt in range(_RETRIES + 1):
-            response = self._send(method, path, body, headers, repeatable, limit_wait)
+        for attempt in range(retries + 1):
+            response = self._send(method, path, body, headers, repeatable, limit_wait, retries)
             if response.status in (200, 400, 401) and (_json_object(response) is not None or (empty_ok and not response.body.strip())):
                 return response
-            if response.status < 400 and response.status != 200:
-                raise OneApiError(f"{where} answers with a redirect (HTTP {response.status}). url must be the root of One-API, without a path")
+            if 300 <= response.status < 400:
+                raise OneApiError(
+                    f"{where} answers with a redirect{_target(response)} (HTTP {response.status}). url must be the root of One-API, without a path, "
+                    "and a proxy before it must let /api/ through without a log-in page of its own"
+                )
             if 400 <= response.status < 500:
-                message = _plain(response)
-                raise OneApiError(f"{where}: HTTP {response.status}{message}. Is url the root of One-API?")
-            # A 5xx, or a 200 whose body is not whole: the server may have done it.
+                kind = NotFound if response.status == 404 else OneApiError
+                raise kind(f"{where}: HTTP {response.status}{_plain(response)}. Is url the root of One-API, and does a proxy before it let /api/ through?")
+            if response.status == 200 and repeatable and "html" in response.headers.get("content-type", ""):
+                raise OneApiError(
+                    f"{where} answers with a web page in place of One-API's JSON. url must be the root of One-API, without a path, "
+                    "and a proxy before it must let /api/ through without a page of its own"
+                )
+            # A 5xx, or a 2xx whose body is not whole: the server may have done it.
             problem = f"HTTP {response.status}{_plain(response)}" if response.status >= 500 else "the answer is not whole or not One-API's JSON"
             if not repeatable:
                 raise LostAnswer(f"{where}: {problem}")
-            if attempt < _RETRIES:
+            if attempt < retries:
                 self._sleep(_backoff(attempt))
                 continue
-            raise OneApiError(f"{where}: {problem}, {_RETRIES + 1} times. Look into One-API's log")
+            raise OneApiError(f"{where}: {problem}, {retries + 1} times. Look into One-API's log, and into that of a proxy before it")
         raise AssertionError("unreachable")
 
     def _send(
@@ -396,6 +440,7 @@ class Client:
         headers: dict[str, str],
         repeatable: bool,
         limit_wait: float | None = None,
+        retries: int = _RETRIES,
     ) -> _http.Response:
         failures = 0
         waited = 0.0
@@ -406,10 +451,14 @@ class Client:
             try:
                 response = _http.request(method, f"{self.url}{path}", headers=headers, json=body, **self._transport)
             except _http.TransportError as exc:
+                if exc.lasting:
+                    raise OneApiError(str(exc)) from exc
                 if exc.sent and not repeatable:
                     raise LostAnswer(str(exc)) from exc
-                if failures >= _RETRIES:
-                    raise OneApiError(f"{exc} ({failures + 1} tries). Is One-API running, and is url right?") from exc
+                if failures >= (retries if exc.sent else _RETRIES):
+                    # A server that wants a client certificate may just hang up.
+                    tls = ", and does it ask for a client certificate (client_cert)" if self.url.startswith("https:") else ""
+                    raise OneApiError(f"{exc} ({failures + 1} tries). Is One-API running, is url right{tls}?") from exc
                 self._sleep(_backoff(failures))
                 failures += 1
                 continue
@@ -421,7 +470,10 @@ class Client:
                     f"{self.url}{path.partition('?')[0]}: One-API's rate limit (HTTP 429) did not pass within {patience:.0f} s. "
                     "Raise rate_limit_wait, or start One-API with GLOBAL_API_RATE_LIMIT=0"
                 )
-            pause = min(15.0, 0.5 * 2**pauses, patience - waited)
+            # One-API tells no time, a proxy before it may.
+            told = _retry_after(response.headers.get("retry-after", ""))
+            pause = min(15.0, 0.5 * 2**pauses) if told is None else max(0.5, told)
+            pause = min(pause, patience - waited)
             self._sleep(pause)
             waited += pause
             pauses += 1
@@ -431,6 +483,40 @@ class Client:
             f"{self.url} is new-api, a fork of One-API with another management API, which these modules do not know. "
             "Use One-API itself (justsong/one-api:v0.6.10)"
         )
+
+
+def _row_fault(row: t.Any, numbered: bool) -> str:
+    if not isinstance(row, dict):
+        return "is not an object"
+    if numbered and row.get("id") is None:
+        return "has no id"
+    for name, kind in _ROW_TYPES.items():
+        value = row.get(name)
+        # bool is an int in Python, not in JSON.
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            return f"has another kind of {name}"
+    return ""
+
+
+def _target(response: _http.Response) -> str:
+    """Where a redirect leads, without the query, which may hold secrets."""
+    try:
+        parts = urlsplit(response.headers.get("location", ""))
+    except ValueError:
+        return ""
+    return f" to {parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc or parts.path else ""
+
+
+def _retry_after(text: str) -> float | None:
+    """Seconds of a Retry-After header, in either of its two forms; None where there is none."""
+    try:
+        return min(max(0.0, float(text)), 3600.0)
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
 
 
 def _backoff(attempt: int) -> float:
@@ -456,6 +542,6 @@ def _plain(response: _http.Response) -> str:
         value = json.loads(response.body.decode("utf-8"))
         error = value.get("error", value)
         text = str(error.get("message", "")) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = ""
     return f": {text[:200]}" if text else ""

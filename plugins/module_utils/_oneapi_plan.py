@@ -62,7 +62,7 @@ def parsed(text: t.Any) -> t.Any:
         return {}
     try:
         return json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return text
 
 
@@ -199,6 +199,17 @@ def channel_changes(row: Row, channel: Row) -> Row:
     return changes
 
 
+def all_models(rows: t.Iterable[Row]) -> set[str]:
+    """Every model that a channel is for, switched off or not, spelt as the server has it."""
+    return {model for row in rows for model in str(row.get("models") or "").split(",")}
+
+
+def pairs(rows: t.Iterable[Row], wanted: t.Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Each wanted channel that exists, beside its row, which is the oldest of that name."""
+    oldest = {str(row.get("name")): row for row in sorted(rows, key=lambda item: int(item["id"]), reverse=True)}
+    return [(oldest[channel["name"]], channel) for channel in wanted if channel["state"] == "present" and channel["name"] in oldest]
+
+
 def channel_shown(row: Row) -> Row:
     """A channel's row as it appears in a diff: no key, lists instead of comma texts."""
     shown: Row = {
@@ -329,6 +340,9 @@ def _subnet(text: str) -> str:
     if "/" not in text:
         raise Fault(f"subnets: {text!r} has no prefix length, which One-API asks for. Write e.g. {text}/32")
     try:
+        # Python takes a netmask after the slash as well, the server does not.
+        if not text.rpartition("/")[2].isdigit():
+            raise ValueError("the prefix length is not a number")
         ipaddress.ip_network(text, strict=False)
     except ValueError as exc:
         raise Fault(f"subnets: {text!r} is not a network in CIDR notation ({exc}). Write e.g. 10.0.0.0/24") from exc

@@ -16,26 +16,19 @@ description:
   - With O(wait) it waits for a FastGPT that is just starting. Nothing less than a log-in with an insertion and a search proves that it is ready,
     since its pages and C(getInitData) answer without MongoDB and PostgreSQL.
   - All that it makes has a name that begins with C(ansible-verify-) and is deleted again, as is what an interrupted run left.
-  - A red check is a result, not a failure of the task.
 extends_documentation_fragment:
   - selfhosted.fastgpt._attributes
   - selfhosted.fastgpt._attributes.action_group
+  - selfhosted.fastgpt._checks
+  - selfhosted.fastgpt._checks.service
 attributes:
   check_mode:
     support: full
     details:
       - In check mode nothing is made in FastGPT, so only the log-in and the models are checked.
-  diff_mode:
-    support: none
-  idempotent:
-    support: full
 options:
-  url:
-    description: Root of FastGPT, without a path.
-    type: str
-    required: true
   version:
-    description: Version of FastGPT such as V(v4.8.9). Apps have another form since v4.8.0.
+    description: Version of FastGPT, V(v4.6.8) to V(v4.8.19). Apps have another form since v4.8.0, log-in and models after v4.8.19.
     type: str
     required: true
   username:
@@ -55,7 +48,7 @@ options:
     type: str
     required: true
   rerank_model:
-    description: Rerank model that must be listed and score a search. Without it O(rerank_model) no rerank is asked for.
+    description: Rerank model that must be listed and score a search. If left out, no rerank is asked for.
     type: str
   checks:
     description:
@@ -68,25 +61,13 @@ options:
     default: [login, models, dataset, chat]
   wait:
     description:
-      - Seconds in which FastGPT may still become ready. Refused connections and errors of a first start are waited out, a wrong password is not.
+      - Seconds in which FastGPT may still become ready, whose first answer can take 40. Refused connections and errors of a first
+        start are waited out, a wrong password is not.
       - Once the log-in works, the other checks get up to 90 of these seconds.
     type: int
     default: 0
   label:
-    description: Word that begins the name of each check.
-    type: str
     default: fastgpt
-  timeout:
-    description: Seconds that one request may take. The first one after a start can take 40 seconds.
-    type: int
-    default: 120
-  validate_certs:
-    description: Whether the certificate of an C(https) server is checked.
-    type: bool
-    default: true
-  ca_path:
-    description: PEM file with the certificates of the authorities to trust.
-    type: path
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
 """
@@ -113,6 +94,7 @@ EXAMPLES = r"""
     vector_model: M3E-large
     rerank_model: bge-reranker-base
   register: asked
+  failed_when: not asked.ok
 """
 
 RETURN = r"""
@@ -152,6 +134,7 @@ from urllib.parse import urlencode
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _checks, _fastgpt_graphs, _http
+from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _fastgpt_config as fc
 
 _PREFIX = "ansible-verify-"
 _WRONG_PASSWORD = "密码错误"
@@ -180,15 +163,13 @@ class _NeverReady(_checks.CheckError):
 
 
 class _Walk:
-    def __init__(self, module: AnsibleModule, checks: _checks.Checks) -> None:
-        params = module.params
+    def __init__(self, params: dict[str, t.Any], checks: _checks.Checks, version: tuple[int, int, int], options: _checks.HttpOptions) -> None:
         self.params = params
         self.checks = checks
         self.label: str = params["label"]
         self.url: str = params["url"]
-        match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", params["version"])
-        self.version = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (4, 8, 0)
-        self.options = {"validate_certs": params["validate_certs"], "ca_path": params["ca_path"]}
+        self.version = version
+        self.options = options
         # Two FastGPT hosts share a database and are checked at the same time, so each deletes its own litter only.
         self.prefix = _PREFIX + hashlib.sha256(platform.node().encode()).hexdigest()[:8] + "-"
         self.name = self.prefix + secrets.token_hex(4)
@@ -199,11 +180,14 @@ class _Walk:
 
     # ---- talking to FastGPT
 
+    def within(self, timeout: float | None) -> _checks.HttpOptions:
+        return self.options if timeout is None else {**self.options, "timeout": timeout}
+
     def call(self, method: str, path: str, body: t.Any = None, query: dict[str, str] | None = None, timeout: float | None = None) -> t.Any:
         """The data of an answer. FastGPT puts the code of an error into the body, under HTTP 200 too."""
         url = _checks.join_url(self.url, "/api/" + path) + (f"?{urlencode(query)}" if query else "")
         headers = {"token": self.token} if self.token else {}
-        response = _http.request(method, url, headers=headers, json=body, timeout=timeout or float(self.params["timeout"]), **self.options)
+        response = _http.request(method, url, headers=headers, json=body, **self.within(timeout))
         if "json" not in response.headers.get("content-type", ""):
             raise _Refused(f"{method} /api/{path} gave HTTP {response.status} and no JSON", f"See whether FastGPT stands at this URL, and {_LOG}")
         answer = _checks.json_object(response, f"See {_LOG}")
@@ -349,7 +333,7 @@ class _Walk:
     def ask(self, key: str, stream: bool, detail: bool = False) -> dict[str, t.Any]:
         url = _checks.join_url(self.url, "/api/v1/chat/completions")
         body = {"stream": stream, "detail": detail, "messages": [{"role": "user", "content": _QUESTION}]}
-        return {"url": url, "json": body, "headers": _checks.bearer(key), "timeout": float(self.params["timeout"]), **self.options}
+        return {"url": url, "json": body, "headers": _checks.bearer(key), **self.options}
 
     def answer(self, key: str, detail: bool = False) -> dict[str, t.Any]:
         remedy = f"See whether the gateway chats with {self.params['chat_model']}, and {_LOG}"
@@ -505,16 +489,25 @@ def main() -> None:
             },
             "wait": {"type": "int", "default": 0},
             "label": {"type": "str", "default": "fastgpt"},
-            "timeout": {"type": "int", "default": 120},
-            "validate_certs": {"type": "bool", "default": True},
-            "ca_path": {"type": "path"},
+            **_checks.HTTP_ARGUMENTS,
         },
+        required_by={"client_key": "client_cert"},
         supports_check_mode=True,
     )
+    options = _checks.http_options(module)
+    try:
+        version = fc.parse_version(module.params["version"])
+    except fc.VersionError as exc:
+        module.fail_json(msg=str(exc))
+    if fc.era_of(version) not in ("A", "B"):
+        module.fail_json(
+            msg=f"version: {module.params['version']}: this check knows v4.6.8 to v4.8.19; log-in, models and searches differ in others."
+            " Use one of those versions, or a later release of this collection."
+        )
     deadline = time.monotonic() + module.params["wait"]
     checks, logged_in_at = _checks.Checks([module.params["password"]]), 0.0
     while True:
-        walk = _Walk(module, checks)
+        walk = _Walk(module.params, checks, version, options)
         walk.run(deadline, module.check_mode)
         if walk.token and not logged_in_at:
             logged_in_at = time.monotonic()

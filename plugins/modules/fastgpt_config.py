@@ -54,9 +54,15 @@ options:
     description:
       - Chat models, as FastGPT names the fields. The first is the default. C(model), C(maxContext), C(maxResponse) and
         C(quoteMaxToken) (in tokens) are needed.
-      - C(model) must be the name that the gateway knows. C(name) is shown to users and is the same if left out.
+      - C(model) must be the name that the gateway knows. C(name) is shown to users and is the same if left out. FastGPT finds
+        a model by either, so that no two entries may share one.
+      - C(context) (the model's own context, in tokens) and C(tools) (whether its server speaks tools) may be given to be
+        checked against C(maxContext) and C(toolChoice); they are not written.
       - C(maxResponse) and C(quoteMaxToken) together must fit into C(maxContext). C(toolChoice) and C(functionCall) are V(false)
         and C(datasetProcess) and C(usedIn...) are V(true) if left out.
+      - The other fields are C(provider), C(avatar), C(maxTemperature) (1.2), C(inputPrice), C(outputPrice) and C(charsPointsPrice)
+        (0), C(censor) and C(vision) (V(false)), C(customCQPrompt), C(customExtractPrompt), C(defaultSystemChatPrompt),
+        C(defaultConfig) and C(fieldMap). A field that FastGPT does not know is written with a warning.
       - An entry with C(isDefault) V(true) is put first. The field itself is not written.
     type: list
     elements: dict
@@ -64,14 +70,16 @@ options:
   vector_models:
     description:
       - Embedding models, with C(model), and C(defaultToken) (500), C(maxToken) (1800) and C(weight) (100). The first is the
-        default.
-      - C(dimensions) may be given to be checked (FastGPT stores 1536 numbers at most); it is not written.
+        default, or the one with C(isDefault) V(true).
+      - The other fields are C(name), C(provider), C(avatar), the three prices, C(hidden), C(defaultConfig), C(dbConfig) and
+        C(queryConfig).
+      - C(dimensions) (FastGPT stores 1536 numbers at most) and C(context) may be given to be checked; they are not written.
     type: list
     elements: dict
     required: true
   rerank_models:
     description:
-      - Rerankers, which FastGPT calls directly. It uses the first only.
+      - Rerankers, which FastGPT calls directly, not through the gateway. It uses the first only.
     type: list
     elements: dict
     default: []
@@ -132,10 +140,17 @@ options:
       - Fields of C(feConfigs). Most are overridden by FastGPT's own; read from v4.7.1 on.
     type: dict
     default: {}
+  owner:
+    description:
+      - User who owns the file, by name or number. FastGPT's image runs as user V(1001), whom a host usually has no name for.
+  group:
+    description:
+      - Group of the file, by name or number.
   mode:
     description:
       - Mode of the file. It holds keys, and FastGPT reads it as user 1001.
       - A new file gets V(0640) if left out.
+      - The module warns where user 1001 cannot read the file, since FastGPT stops then.
   backup:
     description:
       - Keep a copy of the file that is replaced, beside it, with the time in its name.
@@ -174,6 +189,21 @@ EXAMPLES = r"""
     group: "1001"
     mode: "0640"
   notify: Restart FastGPT
+
+- name: Write the models of the inventory's model servers, with one field changed and another default
+  selfhosted.fastgpt.fastgpt_config:
+    path: /opt/fastgpt/config.json
+    version: v4.6.8
+    llm_models: "{{ models.llm_models }}"
+    vector_models: "{{ models.vector_models }}"
+    rerank_models: "{{ models.rerank_models }}"
+    owner: "1001"
+    backup: true
+    validate: python3 -m json.tool %s
+  vars:
+    models: "{{ endpoints | selfhosted.fastgpt.fastgpt_models('v4.6.8', overrides) }}"
+    overrides:
+      Qwen3-4B-Instruct-2507: {isDefault: true, maxResponse: 2048}
 """
 
 RETURN = r"""
@@ -197,8 +227,12 @@ backup_file:
   type: str
 """
 
+import grp
 import os
+import pwd
+import re
 import shlex
+import stat
 import tempfile
 import typing as t
 
@@ -207,6 +241,9 @@ from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _fastgpt
 
 # Large enough for any real file; what is larger was not written by us and is not worth reading.
 READ_LIMIT = 8 * 1024 * 1024
+FASTGPT_ID = 1001
+NEW_MODE = "0640"
+MODE = re.compile(r"[0-7]{1,5}\Z|0o[0-7]{1,4}\Z|(?:[ugoa]*[-+=][rwxXstugo]*(?:[-+=][rwxXstugo]*)*(?:,|\Z))+\Z")
 
 
 def read(module: AnsibleModule, path: str) -> bytes | None:
@@ -235,25 +272,72 @@ def read(module: AnsibleModule, path: str) -> bytes | None:
         raise AssertionError from exc
 
 
+def check_ahead(module: AnsibleModule, path: str, changed: bool) -> None:
+    """What would stop the module halfway is found before anything is written, in check mode too."""
+    params = module.params
+    parent = os.path.dirname(path)
+    if changed and os.path.isdir(parent) and not os.access(parent, os.W_OK | os.X_OK) and not params["unsafe_writes"]:
+        module.fail_json(msg=f"path: the directory {parent} is not writable for user {os.geteuid()}: run as root (become), or mount it writable.")
+    if not module.check_mode:
+        # In check mode the account may be one that this run would have made.
+        for option, find in (("owner", pwd.getpwnam), ("group", grp.getgrnam)):
+            name = params[option]
+            try:
+                if name and not name.lstrip("-").isdigit():
+                    find(name)
+            except KeyError:
+                module.fail_json(msg=f"{option}: {name}: this host has no such {option}: make it first, or give its number. FastGPT's is 1001.")
+    # Unquoted octal comes as a number, which is right.
+    if isinstance(params["mode"], str) and not MODE.match(params["mode"]):
+        module.fail_json(msg=f"mode: {params['mode']}: must be octal and quoted, such as '0640', or symbolic, such as u=rw,g=r.")
+
+
+def validate(module: AnsibleModule, temporary: str) -> None:
+    check = module.params["validate"]
+    if not check:
+        return
+    try:
+        rc, out, err = module.run_command(check.replace("%s", shlex.quote(temporary)), handle_exceptions=False)
+    except (OSError, ValueError) as exc:
+        module.fail_json(msg=f"validate: '{check}' cannot be run: {exc}")
+        raise AssertionError from exc
+    if rc != 0:
+        module.fail_json(msg=f"validate: '{check}' refuses the new file (rc {rc}): {(err or out).strip()}")
+
+
 def write(module: AnsibleModule, path: str, text: str) -> None:
-    """Through a file that nobody else can read, beside the target by atomic_move."""
-    # Without it a new file would be readable by all until its mode is set.
-    before = os.umask(0o077)
+    """Through a file that nobody else can read, which atomic_move puts in the target's place."""
+    fresh = not os.path.exists(path)
+    # A new file must not be readable by all until its mode is set, nor stay unreadable where a run dies just then.
+    before = os.umask(0o027 if module.params["mode"] is None else 0o077)
     handle, temporary = tempfile.mkstemp(dir=module.tmpdir, suffix=".json")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as sink:
             sink.write(text)
-        check = module.params["validate"]
-        if check:
-            command = check.replace("%s", shlex.quote(temporary))
-            rc, out, err = module.run_command(command)
-            if rc != 0:
-                module.fail_json(msg=f"validate: '{check}' refuses the new file (rc {rc}): {(err or out).strip()}")
-        module.atomic_move(temporary, path)
+        validate(module, temporary)
+        if fresh and module.params["mode"] is None:
+            os.chmod(temporary, int(NEW_MODE, 8))
+        try:
+            module.atomic_move(temporary, path, unsafe_writes=module.params["unsafe_writes"])
+        except Exception as exc:  # core 2.19 raises no narrower class
+            module.fail_json(msg=f"path: {path} could not be replaced: {exc.__cause__ or exc}: the old file, if any, still stands.")
     finally:
         os.umask(before)
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def warn_if_unreadable(module: AnsibleModule, path: str) -> None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return
+    bit = stat.S_IRUSR if found.st_uid == FASTGPT_ID else stat.S_IRGRP if found.st_gid == FASTGPT_ID else stat.S_IROTH
+    if not found.st_mode & bit:
+        module.warn(
+            f"{path}: user {FASTGPT_ID}, as which FastGPT's image runs, cannot read it, and FastGPT stops then: set owner: '{FASTGPT_ID}'"
+            " and mode: '0640'. Ignore this where the container runs as another user."
+        )
 
 
 def make_diff(path: str, old: bytes | None, existing: fc.Existing | None, config: dict[str, t.Any]) -> dict[str, str]:
@@ -316,6 +400,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    given = [params[key] for key in ("system_env", "llm_models", "vector_models", "audio_speech_models", "whisper_model", "fe_configs")]
+    # Shorter values would blank out half of the result.
+    module.no_log_values.update(value for value in fc.secrets_in(given) if len(value) >= 8)
     if params["validate"] and "%s" not in params["validate"]:
         module.fail_json(msg="validate: the command must contain %s for the file.")
     path = os.path.realpath(params["path"])
@@ -341,6 +428,7 @@ def main() -> None:
     old = read(module, path)
     existing = fc.read_existing(old) if old is not None else None
     changed = existing is None or bool(existing.error) or not existing.strict or not fc.same(existing.value, built.config)
+    check_ahead(module, path, changed)
     result: dict[str, t.Any] = {
         "path": params["path"],
         "era": era,
@@ -357,10 +445,12 @@ def main() -> None:
             result["backup_file"] = module.backup_local(path)
         write(module, path, fc.canonical(built.config))
     if old is None and params["mode"] is None:
-        params["mode"] = "0640"
+        params["mode"] = NEW_MODE
     if os.path.exists(path):
         file_args = module.load_file_common_arguments(params, path=path)
         changed = module.set_fs_attributes_if_different(file_args, changed)
+        if not (module.check_mode and changed):
+            warn_if_unreadable(module, path)
     module.exit_json(changed=changed, **result)
 
 

@@ -13,19 +13,15 @@ version_added: 1.0.0
 description:
   - Asks every endpoint for its real work, one embedding, one rerank or a few words, since a health route says C(200) on an engine that fails every request.
   - Looks whether the door refuses a request without a key, with a wrong key, and with the right key in another case, and whether other routes are closed.
-  - A red check is a result, not a failure of the task.
 extends_documentation_fragment:
   - selfhosted.fastgpt._attributes
   - selfhosted.fastgpt._attributes.action_group
+  - selfhosted.fastgpt._checks
 attributes:
   check_mode:
     support: full
     details:
       - Changes nothing in any mode, so it asks in check mode too.
-  diff_mode:
-    support: none
-  idempotent:
-    support: full
 options:
   endpoints:
     description: The servers to ask.
@@ -55,23 +51,12 @@ options:
         type: str
         required: true
       dimensions:
-        description: Length of the vectors. Without it O(endpoints[].dimensions) any length is right.
+        description: Length that the vectors of an embedding model must have. If left out, any length is right.
         type: int
       adapter:
         description: Whether a reranker also answers the form that FastGPT before v4.7 speaks, C(inputs) instead of C(documents).
         type: bool
         default: false
-  timeout:
-    description: Seconds that one request may take.
-    type: int
-    default: 120
-  validate_certs:
-    description: Whether the certificate of an C(https) server is checked.
-    type: bool
-    default: true
-  ca_path:
-    description: PEM file with the certificates of the authorities to trust.
-    type: path
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
 """
@@ -87,6 +72,19 @@ EXAMPLES = r"""
         key: "{{ m3e_key }}"
         dimensions: 1024
   register: asked
+  failed_when: not asked.ok
+
+- name: Look at two servers without failing, and show what is red
+  selfhosted.fastgpt.model_server_check:
+    endpoints:
+      - {name: chat, kind: chat, model: Qwen2.5-7B-Instruct, url: "https://gpu-1.example.org:8001", key: "{{ chat_key }}"}
+      - {name: rerank, kind: rerank, model: bge-reranker-base, url: "https://gpu-1.example.org:8003", key: "{{ rerank_key }}"}
+    ca_path: /etc/ssl/certs/site-ca.pem
+  register: asked
+
+- name: Show it
+  ansible.builtin.debug:
+    msg: "{{ asked.checks | rejectattr('ok') }}"
 """
 
 RETURN = r"""
@@ -126,7 +124,7 @@ _ROUTES = {"chat": "/v1/chat/completions", "embedding": "/v1/embeddings", "reran
 
 
 class _Endpoint:
-    def __init__(self, endpoint: dict[str, t.Any], options: dict[str, t.Any]) -> None:
+    def __init__(self, endpoint: dict[str, t.Any], options: _checks.HttpOptions) -> None:
         self.kind: str = endpoint["kind"]
         self.model: str = endpoint["model"]
         self.url: str = endpoint["url"]
@@ -217,13 +215,12 @@ def main() -> None:
                     "adapter": {"type": "bool", "default": False},
                 },
             },
-            "timeout": {"type": "int", "default": 120},
-            "validate_certs": {"type": "bool", "default": True},
-            "ca_path": {"type": "path"},
+            **_checks.HTTP_ARGUMENTS,
         },
+        required_by={"client_key": "client_cert"},
         supports_check_mode=True,
     )
-    options = {"timeout": float(module.params["timeout"]), "validate_certs": module.params["validate_certs"], "ca_path": module.params["ca_path"]}
+    options = _checks.http_options(module)
     checks = _checks.Checks([endpoint["key"] for endpoint in module.params["endpoints"]])
     for item in module.params["endpoints"]:
         endpoint = _Endpoint(item, options)

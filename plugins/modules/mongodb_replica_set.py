@@ -28,7 +28,8 @@ attributes:
   check_mode:
     support: full
     details:
-      - The steps are predicted. Nothing is written, so the majority write is left out.
+      - The steps are predicted. Nothing is written, so the majority write is left out. Nothing is waited for longer than 10
+        seconds.
   diff_mode:
     support: full
   idempotent:
@@ -122,6 +123,21 @@ EXAMPLES = r"""
     timeout: 600
   run_once: true
 
+- name: Two data members and an arbiter, which ask for TLS and a client certificate
+  selfhosted.fastgpt.mongodb_replica_set:
+    login_host: db1.example.org
+    login_user: root
+    login_password: "{{ mongodb_root_password }}"
+    tls: true
+    tls_ca_file: /etc/ssl/mongodb/ca.pem
+    tls_certificate_key_file: /etc/ssl/mongodb/operator.pem
+    members:
+      - host: db1.example.org:27017
+      - host: db2.example.org:27017
+      - host: witness.example.org:27017
+        arbiter: true
+    default_write_concern: "1"
+
 - name: Bring back a single server whose host name changed
   selfhosted.fastgpt.mongodb_replica_set:
     login_user: root
@@ -177,6 +193,8 @@ from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb
 
 # Readings that a converged set never needs more than once; a change replans after each step.
 MAX_STEPS = 400
+# What a server says of another one that has a different keyFile.
+SAME_KEY = "Authentication failed"
 
 
 class ReplicaSet:
@@ -197,16 +215,25 @@ class ReplicaSet:
         self.primary_host = ""
         self.write_ms: int | None = None
         self.opened: list[m.Node] = []
+        # A step whose answer was lost: the next reading of the configuration tells whether it was taken.
+        self.unsure: planning.Step | None = None
 
     # the way through
 
+    def did(self, text: str) -> None:
+        self.steps.append(text)
+        self.changed = True
+
     def run(self) -> None:
-        access = self.keep(m.open_login(self.settings, self.patience))
+        try:
+            access = self.keep(m.open_login(self.settings, self.patience))
+            if access.hello.get("arbiterOnly"):
+                access = self.away_from_arbiter(access.hello.get("hosts", []))
+        except m.ArbiterFault as exc:
+            access = self.away_from_arbiter(exc.hosts)
         self.check_kind(access)
         if access.by == "open" and self.settings.user is not None:
             self.module.warn(f"MongoDB at {self.settings.address} does not ask for a log-in: start it with a keyFile or with --auth.")
-        if access.hello.get("arbiterOnly"):
-            access = self.away_from_arbiter(access)
         try:
             state = access.node.status()
         except m.Refused as exc:
@@ -247,8 +274,8 @@ class ReplicaSet:
         if "setName" not in access.hello and not access.hello.get("isreplicaset"):
             raise m.MongoFault(self.no_replset())
 
-    def away_from_arbiter(self, access: m.Access) -> m.Access:
-        for host in access.hello.get("hosts", []):
+    def away_from_arbiter(self, hosts: t.Iterable[str]) -> m.Access:
+        for host in hosts:
             try:
                 return self.keep(m.open_node(self.settings, host))
             except (m.Unreachable, m.Refused):
@@ -274,9 +301,7 @@ class ReplicaSet:
             return
         self.refuse_unreachable(peers)
         own = next((p.host for p in peers if p.own), None)
-        for peer in peers:
-            if not peer.own:
-                self.refuse_data(peer, None)
+        self.refuse_data([p for p in peers if not p.own], None)
         running = self.running_name(access.node)
         if running and running != self.name:
             raise m.MongoFault(f"MongoDB at {self.settings.address} was started with --replSet {running}, but name is {self.name!r}: make both alike.")
@@ -285,18 +310,33 @@ class ReplicaSet:
                 f"{self.name} is initiated with an arbiter and so few data members that w:1 becomes the default write"
                 " concern: writes that only the primary has are lost when it fails. Three data members avoid this."
             )
+        if not self.check and own and self.others_go_first(access, self.hosts[: self.hosts.index(own)]):
+            self.on_fresh(access)
+            return
         self.before = []
         if not self.check and not self.initiate(access, own):
             # Another run was faster; what it made is compared as any existing set is.
             self.before = None
             self.converge(access)
             return
-        self.steps.append(f"initiate {self.name} with " + ", ".join(self.hosts))
-        self.changed = self.initiated = True
+        self.did(f"initiate {self.name} with " + ", ".join(self.hosts))
+        self.initiated = True
         if not self.check:
             self.converge(access)
         elif access.by == "previous":
             self.rotate(access)
+
+    def others_go_first(self, access: m.Access, before: list[str]) -> bool:
+        """Whether a server that is listed before this one got into a set while we waited.
+
+        Two runs on two servers of one list would make two sets of one name, which MongoDB itself does not always notice.
+        """
+        deadline = time.monotonic() + min(2.5 * len(before), 10.0)
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            if any(peer.set_name for peer in self.peers(access, before)):
+                return True
+        return False
 
     def initiate(self, access: m.Access, own: str | None) -> bool:
         try:
@@ -305,10 +345,16 @@ class ReplicaSet:
             if exc.code == m.ALREADY_INITIALIZED:
                 return False
             raise m.MongoFault(self.explain_initiate(exc, own)) from None
+        except m.Unreachable:
+            # The answer is lost; the server knows whether the work was done.
+            if not m.peek(self.settings, access.node.address).get("setName"):
+                raise
         return True
 
     def explain_initiate(self, exc: m.Refused, own: str | None) -> str:
         text = f"MongoDB at {self.settings.address} refuses to initiate {self.name}: {exc.message} (code {exc.code})."
+        if exc.code == m.NODE_NOT_FOUND and SAME_KEY in exc.message:
+            return text + " All members must be started with the same keyFile."
         if exc.code == m.NODE_NOT_FOUND:
             return text + " Every member must answer under its listed host from inside the other members' hosts or containers."
         if exc.code == m.INVALID_CONFIG and "maps to this node" in exc.message:
@@ -340,9 +386,7 @@ class ReplicaSet:
                 f" {self.name!r} with members that are not listed ({', '.join(strangers)}): if this is the set meant,"
                 f" connect to one of its members; if not, take {peer.host} out of the list."
             )
-        for candidate in peers:
-            if candidate.own:
-                self.refuse_data(candidate, None)
+        self.refuse_data([p for p in peers if p.own and not p.set_name], None)
         self.converge(other)
 
     # removed
@@ -397,17 +441,15 @@ class ReplicaSet:
         self.before = m.compact(config["members"], self.wanted)
         forced = "force the hosts " + ", ".join(planning.member_of(d).host for d in docs) + " into the configuration"
         if self.check:
-            self.steps.append(forced)
-            self.changed = True
-            self.predict(docs, {}, frozenset(), None)
+            self.did(forced)
+            self.steps += [step.text for step in planning.plan(docs, self.wanted)]
             return
         fresh = {**config, "members": docs, "version": int(config["version"]) + 1}
         try:
             access.node.command("replSetReconfig", fresh, force=True)
         except m.Refused as exc:
             raise m.MongoFault(f"The forced reconfiguration is refused: {exc.message} (code {exc.code}).") from None
-        self.steps.append(forced)
-        self.changed = True
+        self.did(forced)
         self.converge(access)
 
     def same_data(self, peer: Peer, config: dict[str, t.Any]) -> bool:
@@ -457,8 +499,17 @@ class ReplicaSet:
                 raise m.MongoFault(f"members: {seen[process]} and {peer.host} are the same server: list it once, under the address that all members reach.")
             seen[process] = peer.host
 
-    def refuse_data(self, peer: Peer, config: dict[str, t.Any] | None) -> None:
+    def refuse_data(self, peers: t.Iterable[Peer], config: dict[str, t.Any] | None) -> None:
         """A new member is emptied by its first synchronisation: refuse one that holds anything of its own."""
+        blind = [peer.host for peer in peers if not self.examined(peer, config)]
+        if blind:
+            self.module.warn(
+                f"{', '.join(blind)}: whether it holds data cannot be found out (it takes no log-in of ours, or is older than MongoDB"
+                f" 5.0). Joining {self.name} deletes what it holds."
+            )
+
+    def examined(self, peer: Peer, config: dict[str, t.Any] | None) -> bool:
+        """False where the server does not let us look."""
         where = f"members: {peer.host}"
         if peer.set_name and peer.set_name != self.name:
             raise m.MongoFault(
@@ -476,22 +527,22 @@ class ReplicaSet:
         try:
             access = m.open_node(self.settings, peer.host)
         except m.MongoFault:
-            # A new server without users cannot be looked into from outside; the set's own checks remain.
-            return
+            return False
         except (m.Unreachable, m.Refused) as exc:
             raise m.MongoFault(f"{where} cannot be examined: {exc}.") from None
         with access.node as node:
             if access.by == "exception":
-                return
+                # No user, on the server's own host: it is new.
+                return True
             try:
                 stored = node.stored_config()
                 collections = node.user_collections()
             except m.Refused:
-                return
+                return False
         if stored:
             wanted_id = (config or {}).get("settings", {}).get("replicaSetId")
             if wanted_id is not None and stored.get("settings", {}).get("replicaSetId") == wanted_id:
-                return
+                return True
             raise m.MongoFault(
                 f"{where} holds data of another replica set ({stored.get('_id')!r}, members there:"
                 f" {', '.join(str(d['host']) for d in stored.get('members', []))}). Empty its data directory if that"
@@ -503,6 +554,7 @@ class ReplicaSet:
                 " it the server that the module connects to (the first member keeps its data), or empty its data"
                 " directory."
             )
+        return collections is not None
 
     # a primary
 
@@ -573,11 +625,14 @@ class ReplicaSet:
                 config = primary.node.config()
                 if self.before is None:
                     self.before = m.compact(config["members"], self.wanted)
+                if self.unsure is not None and m.compact(config["members"]) == m.compact(self.unsure.members):
+                    self.did(self.unsure.text)
+                self.unsure = None
                 if not planning.differences(config["members"], self.wanted):
                     break
                 steps = self.plan(primary, config)
                 if self.check:
-                    self.steps += [step.text for step in steps]
+                    self.steps += self.foreseen(primary, config, steps)
                     self.changed = True
                     return
                 primary = self.take(primary, config, steps[0])
@@ -585,6 +640,11 @@ class ReplicaSet:
             except (m.Unreachable, m.Refused) as exc:
                 stale = isinstance(exc, m.Refused) and exc.code == 103 and "version" in exc.message
                 known = isinstance(exc, m.Unreachable) or exc.code in m.RETRY_CODES or stale
+                if isinstance(exc, m.Refused) and "replica set ID" in exc.message:
+                    raise m.MongoFault(
+                        f"Two replica sets are called {self.name}, made by two runs at once: {exc}. Empty the data directory of the server whose"
+                        " data may go, and run again."
+                    ) from None
                 if not known or time.monotonic() >= deadline:
                     raise m.MongoFault(f"The replica set {self.name} refuses the change: {exc}.") from None
                 time.sleep(0.5)
@@ -595,8 +655,23 @@ class ReplicaSet:
             primary = self.wait_primary(primary)
             self.majority_write(primary)
 
-    def predict(self, docs: list[planning.MemberDoc], renames: dict[str, str], dead: t.Collection[str], primary: str | None) -> None:
-        self.steps += [step.text for step in planning.plan(docs, self.wanted, renames=renames, dead=dead, primary=primary)]
+    def foreseen(self, primary: m.Access, config: dict[str, t.Any], steps: list[planning.Step]) -> list[str]:
+        """The steps, with what take() does on the way to them."""
+        texts = []
+        docs = config["members"]
+        own = next((d["_id"] for d in docs if planning.member_of(d).host == self.primary_host), None)
+        unpinned = True
+        for step in steps:
+            if own is not None and not _may_lead(step, next((d for d in step.members if d["_id"] == own), None)):
+                texts.append(f"let {self.primary_host} step down as primary")
+                own = None
+            choice = self.write_concern_to_pin(primary, docs, step.members) if unpinned else ""
+            if choice:
+                texts.append(f"set the default write concern to {choice}")
+                unpinned = False
+            texts.append(step.text)
+            docs = step.members
+        return texts
 
     def plan(self, primary: m.Access, config: dict[str, t.Any]) -> list[planning.Step]:
         """Look at what the change concerns, refuse what must not be, plan the rest."""
@@ -608,6 +683,7 @@ class ReplicaSet:
         if fresh:
             peers = self.peers(primary, fresh)
             self.refuse_unreachable(peers)
+            strangers = []
             for peer in peers:
                 old = planning.normalise_host(str(peer.hello["me"])) if peer.hello.get("me") else ""
                 if peer.set_name == self.name and old in current and self.is_member(peer, old):
@@ -615,7 +691,13 @@ class ReplicaSet:
                         raise m.MongoFault(f"members: {old} and {peer.host} are the same server: list it once, under the address that all members reach.")
                     renames[peer.host] = old
                 else:
-                    self.refuse_data(peer, config)
+                    strangers.append(peer)
+            if not renames and not current & set(self.hosts):
+                raise m.MongoFault(
+                    f"{self.settings.address} is in {self.name!r} with the members {', '.join(sorted(current))}, and none of them is listed: connect"
+                    " to a server of the set meant. To move a set to other servers, list old and new ones first, then the new ones alone."
+                )
+            self.refuse_data(strangers, config)
         return planning.plan(
             config["members"],
             self.wanted,
@@ -638,12 +720,12 @@ class ReplicaSet:
         if step.kind in ("add", "vote", "unvote", "remove"):
             self.wait_healthy(primary, {planning.member_of(d).host for d in step.members} & set(self.hosts), step)
         own = next((d for d in step.members if planning.member_of(d).host == self.primary_host), None)
-        view = planning.member_of(own) if own else None
-        if step.kind != "rename" and (view is None or not view.votes or not view.priority):
+        if not _may_lead(step, own):
             self.step_down(primary)
             return self.wait_primary(primary, not_this=self.primary_host)
-        if planning.implicit_majority(config["members"]) != planning.implicit_majority(step.members):
-            self.pin_write_concern(primary, step)
+        choice = self.write_concern_to_pin(primary, config["members"], step.members)
+        if choice:
+            self.pin_write_concern(primary, choice)
         document = {**config, "members": step.members, "version": int(config["version"]) + 1}
         try:
             primary.node.command("replSetReconfig", document)
@@ -654,8 +736,10 @@ class ReplicaSet:
                     " reach each other, and each itself, under the listed hosts from inside their hosts or containers."
                 ) from None
             raise
-        self.steps.append(step.text)
-        self.changed = True
+        except m.Unreachable:
+            self.unsure = step
+            raise
+        self.did(step.text)
         primary = self.wait_primary(primary)
         self.majority_write(primary)
         return primary
@@ -672,8 +756,9 @@ class ReplicaSet:
                 seen = "; ".join(f"{s['host']} is {s['state']}{': ' + s['message'] if s['message'] else ''}" for s in sick)
                 raise m.MongoFault(
                     f"{self.name}: the step '{step.text}' waits for all members to be healthy, but after"
-                    f" {self.patience:g} s {seen}. STARTUP2 or RECOVERING: it still synchronises, run again later or"
-                    " raise timeout. Not reachable: start it, let the members reach each other under the listed hosts,"
+                    f" {self.patience:g} s {seen}. {SAME_KEY}: all members need the same keyFile."
+                    " STARTUP2 or RECOVERING: it still synchronises, run again later or raise timeout."
+                    " Not reachable: start it, let the members reach each other under the listed hosts,"
                     " or take it out of the list."
                 )
             time.sleep(0.3)
@@ -684,23 +769,26 @@ class ReplicaSet:
         except m.Unreachable:
             # Before 4.2 the server drops the connection.
             pass
-        self.steps.append(f"let {self.primary_host} step down as primary")
-        self.changed = True
+        self.did(f"let {self.primary_host} step down as primary")
 
-    def pin_write_concern(self, primary: m.Access, step: planning.Step) -> None:
+    def write_concern_to_pin(self, primary: m.Access, docs: list[planning.MemberDoc], becoming: list[planning.MemberDoc]) -> str:
+        """The default write concern to set before this step; empty where none has to be."""
+        implied = planning.implicit_majority(becoming)
+        if planning.implicit_majority(docs) == implied:
+            return ""
         try:
             present = primary.node.command("getDefaultRWConcern")
         except m.Refused:
-            return
+            return ""
         if present.get("defaultWriteConcernSource", "global") != "implicit":
-            return
-        choice = self.module.params["default_write_concern"]
-        if choice == "auto":
-            choice = "majority" if planning.implicit_majority(step.members) else "1"
+            return ""
+        choice = str(self.module.params["default_write_concern"])
+        return ("majority" if implied else "1") if choice == "auto" else choice
+
+    def pin_write_concern(self, primary: m.Access, choice: str) -> None:
         value: int | str = 1 if choice == "1" else choice
         primary.node.command("setDefaultRWConcern", defaultWriteConcern={"w": value}, writeConcern={"w": "majority"})
-        self.steps.append(f"set the default write concern to {choice}")
-        self.changed = True
+        self.did(f"set the default write concern to {choice}")
         if choice == "1":
             self.module.warn(
                 f"The default write concern of {self.name} is now w:1, as an arbiter leaves too few data members for"
@@ -730,8 +818,8 @@ class ReplicaSet:
     def rotate(self, primary: m.Access) -> m.Access:
         text = f"change the password of {self.settings.user}"
         if self.check:
-            self.steps.append(text)
-            self.changed = self.rotated = True
+            self.did(text)
+            self.rotated = True
             return primary
         try:
             primary.node.command(
@@ -745,9 +833,15 @@ class ReplicaSet:
             raise m.MongoFault(
                 f"The password of {self.settings.user} could not be changed on {primary.node.address}: {exc.message} (code {exc.code})."
             ) from None
-        self.steps.append(text)
-        self.changed = self.rotated = True
+        self.did(text)
+        self.rotated = True
         return self.keep(self.open_member(primary.node.address))
+
+
+def _may_lead(step: planning.Step, own: planning.MemberDoc | None) -> bool:
+    """Whether the primary, whose document after the step is `own`, may stay primary through it."""
+    view = planning.member_of(own) if own else None
+    return step.kind == "rename" or (view is not None and bool(view.votes) and view.priority > 0)
 
 
 class Peer:

@@ -25,7 +25,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - The password is checked by a log-in, in check mode too.
+      - The password is checked by a log-in, in check mode too. Nothing is waited for longer than 10 seconds.
   diff_mode:
     support: full
     details:
@@ -117,7 +117,9 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _mongodb as m
 
-MAJORITY = {"w": "majority", "wtimeout": 60000}
+# Another run was faster.
+ALREADY_EXISTS = 51003
+NOT_FOUND = 11
 
 
 def wanted_roles(items: t.Iterable[t.Any] | None, database: str) -> list[dict[str, str]] | None:
@@ -148,17 +150,44 @@ class User:
         self.password: str | None = module.params["password"]
         self.roles = wanted_roles(module.params["roles"], self.database)
         self.opened: list[m.Node] = []
+        self.writing = False
         self.result: dict[str, t.Any] = {"user": self.name, "database": self.database, "password_changed": False}
         self.before: dict[str, t.Any] = {}
         self.after: dict[str, t.Any] = {}
 
     def run(self) -> bool:
+        """Elections, lost answers and other runs are met by looking again; a user is never made or changed twice by that."""
         patience = float(self.settings.timeout)
-        primary = self.primary(min(10.0, patience) if self.module.check_mode else patience)
-        found = self.find(primary)
-        if self.module.params["state"] == "absent":
-            return self.absent(primary, found)
-        return self.present(primary, found)
+        if self.module.check_mode:
+            patience = min(10.0, patience)
+        deadline = time.monotonic() + patience
+        lost: tuple[dict[str, t.Any], dict[str, t.Any]] | None = None
+        while True:
+            self.writing = False
+            try:
+                primary = self.primary(max(1.0, deadline - time.monotonic()))
+                found = self.find(primary)
+                changed = (self.absent if self.module.params["state"] == "absent" else self.present)(primary, found)
+                if lost and not changed:
+                    # The write whose answer was lost had been done.
+                    self.before, self.after = lost
+                return changed or lost is not None
+            except (m.Unreachable, m.Refused) as exc:
+                if isinstance(exc, m.Refused) and exc.code not in (m.RETRY_CODES | {ALREADY_EXISTS, NOT_FOUND}):
+                    raise
+                if not self.opened or time.monotonic() >= deadline:
+                    raise
+                if self.writing and not (isinstance(exc, m.Refused) and exc.code in (ALREADY_EXISTS, NOT_FOUND)):
+                    lost = (self.before, self.after)
+                time.sleep(0.3)
+
+    def write(self, primary: m.Access, name: str, **fields: t.Any) -> None:
+        if self.module.check_mode:
+            return
+        self.writing = True
+        # A bit less than the connection waits, so that the server's own reason arrives.
+        wait = {"w": "majority", "wtimeout": int(self.settings.command_seconds * 1000) - 2000}
+        primary.node.command(name, self.name, database=self.database, writeConcern=wait, **fields)
 
     def primary(self, patience: float) -> m.Access:
         deadline = time.monotonic() + patience
@@ -199,8 +228,7 @@ class User:
         if found is None:
             return False
         self.before = {"user": self.name, "database": self.database, "roles": sorted_roles(found.get("roles", []))}
-        if not self.module.check_mode:
-            primary.node.command("dropUser", self.name, database=self.database, writeConcern=MAJORITY)
+        self.write(primary, "dropUser")
         return True
 
     def present(self, primary: m.Access, found: dict[str, t.Any] | None) -> bool:
@@ -211,15 +239,7 @@ class User:
             roles = self.roles or []
             self.after.update(roles=roles, password="(set)")
             self.result.update(roles=roles, password_changed=True)
-            if not self.module.check_mode:
-                primary.node.command(
-                    "createUser",
-                    self.name,
-                    database=self.database,
-                    pwd=self.password,
-                    roles=roles,
-                    writeConcern=MAJORITY,
-                )
+            self.write(primary, "createUser", pwd=self.password, roles=roles)
             return True
         present = sorted_roles(found.get("roles", []))
         roles = present if self.roles is None else self.roles
@@ -235,8 +255,8 @@ class User:
             self.before["password"] = "(another one)"
             self.after["password"] = "(set)"
             self.result["password_changed"] = True
-        if changes and not self.module.check_mode:
-            primary.node.command("updateUser", self.name, database=self.database, writeConcern=MAJORITY, **changes)
+        if changes:
+            self.write(primary, "updateUser", **changes)
         return bool(changes)
 
 

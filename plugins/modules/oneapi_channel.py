@@ -14,7 +14,8 @@ description:
   - Brings a list of channels, which are the upstream model servers of One-API, to the wanted state in one task.
   - One-API itself knows no unique names. This module does. Of several channels with one name the oldest stays, the others are deleted.
   - It reads all channels in one request and writes only those that differ, so a converged run costs three requests for any number of channels.
-  - A channel that was created without its routes (One-API writes them in a second step, which may fail) is mended.
+  - One-API writes a channel first and the routes to it in a second step, which may fail. A channel that is enabled and of which One-API serves
+    some model nowhere is therefore mended, as are routes that lead to a channel that is gone.
 extends_documentation_fragment:
   - selfhosted.fastgpt._attributes
   - selfhosted.fastgpt._attributes.action_group
@@ -111,6 +112,11 @@ options:
     choices: [on_create, always]
     default: on_create
 notes:
+  - One-API tells only which models it can serve, not by which channels. So a channel without routes goes unseen where other channels serve all
+    its models. This module leaves none behind unless it is killed or loses the server, since it switches off what it could not finish, which
+    the next run sees. Where a server was killed between its two steps, run once with O(key_policy=always), which writes the routes of all wanted
+    channels anew. To have such a channel found in each run, list one model in it that no other channel has, such as the channel's name.
+  - Only routes for the group of the asking user can be looked at, which is C(default) for root.
   - With a memory cache or Redis One-API routes to new and changed channels after its next synchronisation (E(SYNC_FREQUENCY), 600 seconds
     by default). With Redis its list of routed models is as old, so that a channel that changed its models may be mended once more by the
     next run within that time.
@@ -183,6 +189,12 @@ deleted:
     name:
       description: Name of the channel.
       type: str
+orphans:
+  description: Models that were routed to a channel that does not exist, which has been put right.
+  returned: always
+  type: list
+  elements: str
+  sample: []
 channels:
   description: Id of each wanted channel by name; a channel that check mode only foresees is missing.
   returned: success
@@ -195,6 +207,7 @@ requests:
   sample: 3
 """
 
+import itertools
 import re
 import typing as t
 
@@ -203,6 +216,7 @@ from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _oneapi,
 
 _ROUNDS = 4
 _ERRORS_PER_ROUND = 10
+_MOST_GAPS = 60
 
 
 class Channels:
@@ -215,15 +229,19 @@ class Channels:
         self.created: list[str] = []
         self.updated: list[str] = []
         self.deleted: list[dict[str, t.Any]] = []
+        self.orphans: list[str] = []
+        # Rows whose deletion was refused half-way: their routes may be left.
+        self.unfinished: dict[int, str] = {}
         self.ids: dict[str, int] = {}
         self.diff: dict[str, t.Any] = {"before": {}, "after": {}}
 
     def result(self) -> dict[str, t.Any]:
         return {
-            "changed": bool(self.created or self.updated or self.deleted),
+            "changed": bool(self.created or self.updated or self.deleted or self.orphans),
             "created": sorted(set(self.created)),
             "updated": sorted(set(self.updated)),
             "deleted": self.deleted,
+            "orphans": self.orphans,
             "requests": self.client.requests,
         }
 
@@ -232,28 +250,36 @@ class Channels:
         wanted = _oneapi_plan.normalise_channels(self.module.params["channels"], self.client.version)
         rewrite: set[str] = set()
         errors: dict[str, str] = {}
-        for round_number in range(_ROUNDS):
+        for round_number in range(_ROUNDS + 1):
+            first = round_number == 0
             rows = self.client.channels()
-            routeless = self._routeless(rows, wanted) if round_number == 0 else set()
+            served = self.client.available_models() if first else None
+            routeless = set() if served is None else self._routeless(rows, wanted, served)
+            # An empty list comes back from Redis as one empty name.
+            orphans = set() if served is None else served - _oneapi_plan.all_models(rows) - {""}
             plan = self._plan(rows, wanted, rewrite, routeless)
             self.ids = {name: int(row["id"]) for name, row in plan.kept.items()}
             self._check_keys(plan)
-            if round_number == 0:
+            if first:
                 self.diff = plan.diff()
+                self._drop_orphans(orphans)
                 if self.module.check_mode:
                     self._foresee(plan)
                     return
-            if not plan and not (self.always and round_number == 0):
+            if not plan and not self.unfinished and not (self.always and first):
                 return
+            if round_number == _ROUNDS:
+                break
             errors = {}
             self._apply(plan, rewrite, errors)
-            if self.always and round_number == 0:
-                self._compare_keys(plan, wanted, errors)
+            if self.always and first:
+                self._compare_keys(plan, wanted, rewrite, errors)
             # A creation tells no id, and a run at the same time may have made the same channel: look again.
             if not errors and not plan.creates:
                 return
-        if errors:
-            raise _oneapi.OneApiError("; ".join(f"channel {name}: {text}" for name, text in sorted(errors.items())))
+        left_off = self._switch_off(wanted, rewrite)
+        text = "; ".join(f"channel {name}: {text}" for name, text in sorted(errors.items()))
+        raise _oneapi.OneApiError((text or "channels: do not come to rest. Does another run change them?") + left_off)
 
     def _plan(self, rows: list[dict[str, t.Any]], wanted: list[dict[str, t.Any]], rewrite: set[str], routeless: set[str]) -> _oneapi_plan.ChannelPlan:
         return _oneapi_plan.plan_channels(
@@ -276,29 +302,69 @@ class Channels:
             self.client.make_sure()
         self.created = [channel["name"] for channel in plan.creates]
         self.updated = [row["name"] for row, _changes in plan.updates]
-        self.deleted = [{"id": row["id"], "name": row.get("name")} for row in plan.deletes]
+        self.deleted = [{"id": row["id"], "name": row.get("name")} for row in sorted(plan.deletes, key=lambda row: int(row["id"]))]
 
-    def _routeless(self, rows: list[dict[str, t.Any]], wanted: list[dict[str, t.Any]]) -> set[str]:
+    def _routeless(self, rows: list[dict[str, t.Any]], wanted: list[dict[str, t.Any]], served: set[str]) -> set[str]:
         """Channels that are enabled but for which the server routes nothing: their routes were never written."""
-        rows_by_name = {row.get("name"): row for row in reversed(rows)}
-        candidates = []
-        for channel in wanted:
-            row = rows_by_name.get(channel["name"])
-            if row is None or channel["state"] == "absent" or channel["status"] != _oneapi_plan.ENABLED:
-                continue
-            if not _oneapi_plan.channel_changes(row, channel):
-                candidates.append(channel)
-        if not candidates:
-            return set()
-        served = self.client.available_models()
-        if served is None:
-            return set()
-        suspects = [channel for channel in candidates if not served.issuperset(channel["models"])]
+        suspects = [
+            channel
+            for row, channel in _oneapi_plan.pairs(rows, wanted)
+            if channel["status"] == _oneapi_plan.ENABLED and not served.issuperset(channel["models"]) and not _oneapi_plan.channel_changes(row, channel)
+        ]
         if not suspects:
             return set()
         # The list is for the group of the asking user.
-        group = str((self.client.get("/api/user/self") or {}).get("group") or "default")
+        group = str(self.client.row("/api/user/self").get("group") or "default")
         return {channel["name"] for channel in suspects if group in channel["group"].split(",")}
+
+    def _drop_orphans(self, orphans: set[str]) -> None:
+        """Routes that lead to no channel, of which a client gets 503. Deleting a missing id removes its routes.
+
+        Ids above the highest are left alone: a run at the same time may be creating one of them.
+        """
+        if not orphans:
+            return
+        rows = self.client.channels()
+        orphans = orphans - _oneapi_plan.all_models(rows)
+        ids = {int(row["id"]) for row in rows}
+        gaps = list(itertools.islice((number for number in range(max(ids, default=0), 0, -1) if number not in ids), _MOST_GAPS))
+        left = orphans
+        if gaps and not self.module.check_mode:
+            for number in gaps:
+                try:
+                    self.client.delete(f"/api/channel/{number}")
+                except _oneapi.Refused:
+                    pass  # then they are still listed below
+            left = orphans & (self.client.available_models() or set())
+        elif gaps:
+            left = set()
+        self.orphans = sorted(orphans - left)
+        if self.orphans:
+            self.diff["before"]["routes to no channel"] = self.orphans
+        if left:
+            self.module.warn(
+                f"One-API routes {', '.join(sorted(left))} to a channel that does not exist. With Redis this list is up to SYNC_FREQUENCY old and "
+                "mends itself; else delete the rows of the table abilities whose channel_id is not in channels"
+            )
+
+    def _switch_off(self, wanted: list[dict[str, t.Any]], unsure: set[str]) -> str:
+        """Before giving up: a channel whose row is right and whose routes were refused would look finished to the next run.
+
+        Its row is written as switched off, which is what it is, so that everybody sees it and the next run takes it up.
+        """
+        left_off = []
+        try:
+            for row, channel in _oneapi_plan.pairs(self.client.channels(), wanted):
+                if channel["name"] not in unsure or channel["status"] != _oneapi_plan.ENABLED or _oneapi_plan.channel_changes(row, channel):
+                    continue
+                try:
+                    self.client.put("/api/channel/", {"id": row["id"], "status": _oneapi_plan.DISABLED})
+                except _oneapi.Refused:
+                    pass  # the routes again; the row comes first
+                left_off.append(channel["name"])
+        except _oneapi.OneApiError:
+            pass  # what went wrong before is what counts
+        return f". Left switched off until a run succeeds: {', '.join(left_off)}" if left_off else ""
 
     def _apply(self, plan: _oneapi_plan.ChannelPlan, rewrite: set[str], errors: dict[str, str]) -> None:
         for row, changes in plan.updates:
@@ -321,14 +387,17 @@ class Channels:
                 self.created.append(name)
                 if isinstance(exc, _oneapi.LostAnswer):
                     self.client.settle()
-        for row in plan.deletes:
+        self.unfinished.update((int(row["id"]), str(row.get("name"))) for row in plan.deletes)
+        for number, name in sorted(self.unfinished.items()):
             if len(errors) >= _ERRORS_PER_ROUND:
                 return
             try:
-                self.client.delete(f"/api/channel/{int(row['id'])}")
-                self.deleted.append({"id": row["id"], "name": row.get("name")})
+                self.client.delete(f"/api/channel/{number}")
             except _oneapi.Refused as exc:
-                errors[str(row.get("name"))] = str(exc)
+                errors[name] = str(exc)
+                continue
+            del self.unfinished[number]
+            self.deleted.append({"id": number, "name": name})
 
     def _update(
         self, row: dict[str, t.Any], changes: dict[str, t.Any], rewrite: set[str], errors: dict[str, str], count: bool = True
@@ -342,7 +411,7 @@ class Channels:
             return None
         if not isinstance(answer, dict):
             answer = {}
-        if row.get("created_time") and not answer.get("created_time"):
+        if row.get("created_time") and not answer.get("created_time") and row["id"] not in [item["id"] for item in self.client.channels()]:
             # The channel is gone. One-API says yes all the same, echoes the body and writes routes that lead nowhere.
             self.client.delete(f"/api/channel/{int(row['id'])}")
             errors[name] = f"was deleted by someone else while it was updated (id {row['id']})"
@@ -351,18 +420,39 @@ class Channels:
             self.updated.append(name)
         return answer
 
-    def _compare_keys(self, plan: _oneapi_plan.ChannelPlan, wanted: list[dict[str, t.Any]], errors: dict[str, str]) -> None:
+    def _compare_keys(self, plan: _oneapi_plan.ChannelPlan, wanted: list[dict[str, t.Any]], rewrite: set[str], errors: dict[str, str]) -> None:
         keys = {channel["name"]: channel["key"] for channel in wanted if channel["state"] == "present" and channel["key"]}
         written = {row["name"] for row, changes in plan.updates if "key" in changes}
-        unused: set[str] = set()
         for name, row in plan.kept.items():
             if name not in keys or name in written or name in errors:
                 continue
-            answer = self._update(row, {}, unused, errors, count=False)
+            answer = self._update(row, {}, rewrite, errors, count=False)
             if answer is not None and answer.get("key") != keys[name]:
-                self._update(row, {"key": keys[name]}, unused, errors)
+                self._update(row, {"key": keys[name]}, rewrite, errors)
                 for side, text in (("before", "another"), ("after", _oneapi_plan.MASK)):
                     self.diff[side].setdefault(name, _oneapi_plan.channel_shown(row))["key"] = text
+
+
+def _strings(value: t.Any) -> t.Iterator[str]:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    else:
+        yield str(value)
+
+
+def _forget_absent_secrets(module: AnsibleModule, result: dict[str, t.Any]) -> None:
+    """Ansible looks for each secret in each string that it returns, arguments included: quadratic, 8 s for 5000 channels.
+
+    Keys of the arguments are masked here, and what then occurs nowhere needs no search.
+    """
+    for channel in module.params["channels"]:
+        if channel["key"]:
+            channel["key"] = _oneapi_plan.MASK
+    text = "\n".join(_strings([result, module.params]))
+    module.no_log_values = {secret for secret in module.no_log_values if secret in text}
 
 
 def main() -> None:
@@ -410,6 +500,7 @@ def main() -> None:
     result["channels"] = channels.ids
     if module._diff:
         result["diff"] = channels.diff
+    _forget_absent_secrets(module, result)
     module.exit_json(**result)
 
 

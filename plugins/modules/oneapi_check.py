@@ -14,24 +14,17 @@ description:
   - Asks One-API with a client's token, as FastGPT does, for the list of models, one embedding of each embedding model, and an answer of each chat model,
     as a whole and as a stream. A stream is read to its end, since errors come inside streams of status C(200).
   - Looks whether a wrong token and the password of a fresh One-API are refused.
-  - A red check is a result, not a failure of the task.
 extends_documentation_fragment:
   - selfhosted.fastgpt._attributes
   - selfhosted.fastgpt._attributes.action_group
+  - selfhosted.fastgpt._checks
+  - selfhosted.fastgpt._checks.service
 attributes:
   check_mode:
     support: full
     details:
       - Changes nothing in any mode, so it asks in check mode too.
-  diff_mode:
-    support: none
-  idempotent:
-    support: full
 options:
-  url:
-    description: Root of One-API, without C(/v1).
-    type: str
-    required: true
   key:
     description: Token of a client (C(sk-...)).
     type: str
@@ -52,7 +45,7 @@ options:
         required: true
         choices: [chat, embedding]
       dimensions:
-        description: Length of the vectors. Without it O(models[].dimensions) any length is right.
+        description: Length that the vectors of an embedding model must have. If left out, any length is right.
         type: int
   default_login:
     description:
@@ -61,20 +54,7 @@ options:
     type: bool
     default: true
   label:
-    description: Word that begins the name of each check.
-    type: str
     default: gateway
-  timeout:
-    description: Seconds that one request may take.
-    type: int
-    default: 120
-  validate_certs:
-    description: Whether the certificate of an C(https) server is checked.
-    type: bool
-    default: true
-  ca_path:
-    description: PEM file with the certificates of the authorities to trust.
-    type: path
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
 """
@@ -88,6 +68,7 @@ EXAMPLES = r"""
       - {model: Qwen2.5-1.5B-Instruct, kind: chat}
       - {model: M3E-large, kind: embedding, dimensions: 1024}
   register: asked
+  failed_when: not asked.ok
 """
 
 RETURN = r"""
@@ -126,11 +107,11 @@ _TEXTS = ["什么是副本集？", "A replica set keeps the same data on several
 
 
 class _Gateway:
-    def __init__(self, params: dict[str, t.Any]) -> None:
+    def __init__(self, params: dict[str, t.Any], options: _checks.HttpOptions) -> None:
         self.url: str = params["url"]
         self.key: str = params["key"]
         self.models: list[dict[str, t.Any]] = params["models"]
-        self.options = {"timeout": float(params["timeout"]), "validate_certs": params["validate_certs"], "ca_path": params["ca_path"]}
+        self.options = options
 
     def ask(self, method: str, path: str, key: str | None, body: t.Any = None) -> _http.Response:
         return _http.request(method, _checks.join_url(self.url, path), headers=_checks.bearer(key), json=body, **self.options)
@@ -215,13 +196,12 @@ def main() -> None:
             },
             "default_login": {"type": "bool", "default": True},
             "label": {"type": "str", "default": "gateway"},
-            "timeout": {"type": "int", "default": 120},
-            "validate_certs": {"type": "bool", "default": True},
-            "ca_path": {"type": "path"},
+            **_checks.HTTP_ARGUMENTS,
         },
+        required_by={"client_key": "client_cert"},
         supports_check_mode=True,
     )
-    gateway, label = _Gateway(module.params), module.params["label"]
+    gateway, label = _Gateway(module.params, _checks.http_options(module)), module.params["label"]
     checks = _checks.Checks([module.params["key"]])
     checks.run(f"{label} refuses other tokens", gateway.refuses)
     if module.params["default_login"]:

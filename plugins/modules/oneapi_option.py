@@ -48,6 +48,7 @@ options:
     type: bool
     default: false
 notes:
+  - After a change the options are read once more, since One-API replaces mappings whole and a run at the same time may have undone it.
   - The credentials must be those of a root user.
   - With several One-API nodes and no memory cache, the other nodes read options only when they start.
 author:
@@ -94,6 +95,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _oneapi, _oneapi_plan
 
+_ROUNDS = 4
+
 
 def _shown(key: str, text: str | None) -> t.Any:
     if _oneapi_plan.option_secret(key):
@@ -105,36 +108,37 @@ def _shown(key: str, text: str | None) -> t.Any:
 
 def _reconcile(module: AnsibleModule, client: _oneapi.Client, result: dict[str, t.Any]) -> None:
     wanted = {str(key): _oneapi_plan.option_wanted(str(key), value) for key, value in module.params["options"].items()}
-    stored = client.options()
-    if not module.params["allow_unknown"]:
-        faults = [remark for remark in (_oneapi_plan.unknown_option(key, list(stored)) for key in wanted) if remark]
-        if faults:
-            raise _oneapi_plan.Fault("; ".join(faults) + ". Correct the name, or set allow_unknown")
-    todo: list[tuple[str, str]] = []
-    before: dict[str, t.Any] = {}
-    after: dict[str, t.Any] = {}
-    for key, value in sorted(wanted.items(), key=_oneapi_plan.option_order):
-        if _oneapi_plan.option_hidden(key):
-            if module.params["hidden_policy"] == "never":
-                continue
-        elif _oneapi_plan.option_matches(value, stored.get(key)):
-            continue
-        text = _oneapi_plan.option_text(value, stored.get(key))
-        todo.append((key, text))
-        before[key] = _shown(key, stored.get(key))
-        after[key] = _shown(key, text)
-    result["diff"] = {"before": before, "after": after}
-    if module.check_mode:
-        if todo:
-            client.make_sure()
-        result["set"] = [key for key, _text in todo]
-        return
-    for key, text in todo:
-        try:
-            client.put("/api/option/", {"key": key, "value": text})
-        except _oneapi.Refused as exc:
-            raise _oneapi.OneApiError(f"option {key}: {exc}") from exc
-        result["set"].append(key)
+    for attempt in range(_ROUNDS):
+        stored = client.options()
+        if not module.params["allow_unknown"]:
+            faults = [remark for remark in (_oneapi_plan.unknown_option(key, list(stored)) for key in wanted) if remark]
+            if faults:
+                raise _oneapi_plan.Fault("; ".join(faults) + ". Correct the name, or set allow_unknown")
+        # What is hidden cannot be looked at, so it is written in the first round only.
+        hidden_too = attempt == 0 and module.params["hidden_policy"] == "always"
+        todo = [
+            (key, _oneapi_plan.option_text(value, stored.get(key)))
+            for key, value in sorted(wanted.items(), key=_oneapi_plan.option_order)
+            if (hidden_too if _oneapi_plan.option_hidden(key) else not _oneapi_plan.option_matches(value, stored.get(key)))
+        ]
+        if attempt == 0:
+            result["diff"] = {"before": {key: _shown(key, stored.get(key)) for key, _text in todo}, "after": {key: _shown(key, text) for key, text in todo}}
+            if module.check_mode:
+                if todo:
+                    client.make_sure()
+                result["set"] = [key for key, _text in todo]
+                return
+        if not todo:
+            return
+        for key, text in todo:
+            try:
+                client.put("/api/option/", {"key": key, "value": text})
+            except _oneapi.Refused as exc:
+                raise _oneapi.OneApiError(f"option {key}: {exc}") from exc
+            if key not in result["set"]:
+                result["set"].append(key)
+    # A mapping is replaced whole, so a run at the same time can undo what this one merged.
+    raise _oneapi.OneApiError(f"options {', '.join(key for key, _text in todo)}: do not stay as they were set. Does another run change them?")
 
 
 def main() -> None:

@@ -98,6 +98,18 @@ EXAMPLES = r"""
     dest: /etc/fastgpt.env
     mode: "0600"
 
+- name: Keep the key in a vault file beside the inventory, written only where it is another
+  ansible.builtin.copy:
+    content: "{{ {'vault_fastgpt_key': fastgpt_token.key} | ansible.builtin.to_json | ansible.builtin.vault(vault_password) }}"
+    dest: "{{ inventory_dir }}/group_vars/all/vault_fastgpt_key.yml"
+    mode: "0600"
+    # Else the copy would hold the key in clear.
+    decrypt: false
+  delegate_to: localhost
+  become: false
+  no_log: true
+  when: fastgpt_token.key != vault_fastgpt_key | default('')
+
 - name: Give a colleague a limited token until the end of 2026
   selfhosted.fastgpt.oneapi_token:
     url: http://127.0.0.1:3000
@@ -121,7 +133,7 @@ EXAMPLES = r"""
 RETURN = r"""
 key:
   description:
-    - The key that clients send, C(sk-) included. It is a secret, so set C(no_log) on the task.
+    - The key that clients send, C(sk-) included. It is a secret, so set C(no_log) on the task. It stands nowhere else in the result.
     - Missing where check mode only foresees the token.
   returned: O(state=present) and the token exists
   type: str
@@ -224,7 +236,9 @@ class Token:
             if changes:
                 if not row.get("unlimited_quota") and "remain_quota" not in changes:
                     # Requests use the quota up, and the PUT writes it back: read it as late as possible.
-                    row = self.client.get(f"/api/token/{int(row['id'])}") or row
+                    row = next((item for item in self.rows(wanted["name"]) if item["id"] == row["id"]), None)
+                    if row is None:
+                        return "was deleted by someone else while it was changed"
                 self.client.put("/api/token/", _oneapi_plan.token_replacement(row, changes))
             if status is not None:
                 self.client.put("/api/token/?status_only=true", {"id": row["id"], "status": status})
@@ -261,6 +275,13 @@ class Token:
         return shown
 
 
+def _key(client: _oneapi.Client, row: dict[str, t.Any]) -> str:
+    key = row.get("key")
+    if not key or "*" in key:
+        raise _oneapi.OneApiError(f"token {row.get('name')}: {client.url} does not tell its key, so this is no One-API that the modules know")
+    return f"sk-{key}"
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -282,14 +303,15 @@ def main() -> None:
     token = None
     try:
         wanted = _oneapi_plan.normalise_token(module.params)
-        token = Token(module, _oneapi.Client.from_module(module))
+        client = _oneapi.Client.from_module(module)
+        token = Token(module, client)
         if module.params["state"] == "absent":
             token.absent(wanted["name"])
         else:
             token.present(wanted)
             result["token"] = token.diff["after"]
             if token.row:
-                result["key"] = f"sk-{token.row['key']}"
+                result["key"] = _key(client, token.row)
                 result["id"] = token.row["id"]
                 result["token"] = _oneapi_plan.token_shown(token.row)
     except (_oneapi.OneApiError, _oneapi_plan.Fault) as exc:

@@ -12,8 +12,9 @@ short_description: Manage a user of One-API and rotate the root password
 version_added: 1.0.0
 description:
   - Gives a user of One-API the wanted password, which is root's default V(123456) on a fresh server, and tells root's access token on request.
-  - Whether the password is right can only be seen by logging in. If it is not, it is changed by O(access_token), or else after a log-in with
-    one of O(password_previous).
+  - Whether the password is right can only be seen by logging in, so a run that changes nothing costs one log-in of the 20 that One-API allows
+    in 20 minutes, unless O(password_policy=on_create). If it is not right, it is changed by O(access_token), or else after a log-in with one
+    of O(password_previous).
   - Creates and deletes other users too. That takes the O(access_token) of an administrator.
 extends_documentation_fragment:
   - selfhosted.fastgpt._attributes
@@ -23,7 +24,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - Logs in all the same to see whether the password is right.
+      - Logs in all the same to see whether the password is right, unless O(password_policy=on_create).
   diff_mode:
     support: full
     details:
@@ -44,6 +45,14 @@ options:
   password:
     description: The wanted password, 8 to 20 characters. Needed unless O(state=absent).
     type: str
+  password_policy:
+    description:
+      - V(always) sees to it that O(password) is the one in force.
+      - V(on_create) gives it to a user that is created and leaves that of an existing one alone. O(access_token) shows whether the user exists,
+        so no log-in is made. Root always exists, so the default password of a fresh server stays with this.
+    type: str
+    choices: [always, on_create]
+    default: always
   password_previous:
     description:
       - Passwords that may still be in force, tried in this order where O(password) is refused and O(access_token) is not given.
@@ -84,6 +93,14 @@ EXAMPLES = r"""
     access_token: "{{ oneapi_root_access_token }}"
     password: "{{ oneapi_root_password }}"
 
+- name: Make a user once, without a log-in in this or any later run
+  selfhosted.fastgpt.oneapi_user:
+    url: http://127.0.0.1:3000
+    access_token: "{{ oneapi_root_access_token }}"
+    name: guest
+    password: "{{ oneapi_guest_password }}"
+    password_policy: on_create
+
 - name: Read root's access token
   selfhosted.fastgpt.oneapi_user:
     url: http://127.0.0.1:3000
@@ -102,14 +119,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 access_token:
-  description: The user's access token, a secret, so set C(no_log) on the task.
+  description:
+    - The user's access token, a secret, so set C(no_log) on the task.
+    - Ansible masks it where it is the O(access_token) that was given.
   returned: O(return_access_token=true) and the user exists
   type: str
   sample: VALUE
 verified:
   description:
     - Whether the server was seen to accept the password, or accepted it as the new one.
-    - V(false) where it lets nobody log in by password, or not this user.
+    - V(false) where it lets nobody log in by password, or not this user, and where O(password_policy=on_create) left it alone.
   returned: O(state=present)
   type: bool
   sample: true
@@ -141,6 +160,12 @@ class User:
 
     def present(self) -> None:
         self.client.identify()
+        if self.module.params["password_policy"] == "on_create":
+            if self.client.row("/api/user/self").get("username") != self.name and self.client.user(self.name) is None:
+                self._create()
+            else:
+                self.verified = False
+            return
         # A new-api takes logins and password changes alike, so look before the first.
         self.client.make_sure()
         right = self.client.login(self.name, self.password)
@@ -149,7 +174,7 @@ class User:
             return
         if self.client.has_access_token():
             try:
-                me = self.client.get("/api/user/self") or {}
+                me = self.client.row("/api/user/self")
             except _oneapi.Refused as exc:
                 # E.g. renewed in the web interface since: the previous passwords may still help.
                 self.module.warn(str(exc))
@@ -233,6 +258,9 @@ class User:
                 if not self.module.check_mode:
                     self.client.put("/api/user/self", {"password": self.password})
                 return
+        # Another run at the same time may have changed it between our first look and the last.
+        if tried and self.client.login(self.name, self.password):
+            return
         raise _oneapi.OneApiError(
             f"user {self.name}: One-API at {self.client.url} accepts neither password nor any of the {len(tried)} in password_previous. "
             "Add the one that is in force to password_previous, or give root's access_token (a fresh server has the one of INITIAL_ROOT_ACCESS_TOKEN)"
@@ -263,12 +291,15 @@ def main() -> None:
             "name": {"type": "str", "default": "root", "aliases": ["username"]},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "password": {"type": "str", "no_log": True},
+            "password_policy": {"type": "str", "choices": ["always", "on_create"], "default": "always", "no_log": False},
             "password_previous": {"type": "list", "elements": "str", "no_log": True},
             "return_access_token": {"type": "bool", "default": False, "no_log": False},
         },
-        required_if=[("state", "present", ["password"]), ("state", "absent", ["access_token"])],
+        required_if=[("state", "present", ["password"]), ("state", "absent", ["access_token"]), ("password_policy", "on_create", ["access_token"])],
         supports_check_mode=True,
     )
+    # the whole world knows it, and masking it would blank out any value that happens to hold these digits
+    module.no_log_values.discard(_FRESH)
     result: dict[str, t.Any] = {}
     user = None
     try:

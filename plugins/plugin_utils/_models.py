@@ -20,6 +20,15 @@ ENGINE_OFFSET = 10000
 ADAPTER_OFFSET = 20000
 PORT_MIN = 1024
 PORT_MAX = 65535 - ADAPTER_OFFSET
+# What each engine can be used for at all, whatever a card says.
+ENGINES: dict[str, dict[str, tuple[t.Any, ...]]] = {
+    "transformers": {"kinds": ("chat",), "devices": ("cpu",), "widths": (16,)},
+    "vllm": {"kinds": ("chat",), "devices": ("gpu",), "widths": WIDTHS},
+    "legacy_chat": {"kinds": ("chat",), "devices": ("cpu", "gpu"), "widths": WIDTHS},
+    "infinity": {"kinds": ("embedding", "rerank"), "devices": ("cpu", "gpu"), "widths": (16,)},
+}
+# These run as containers, the others in an environment of their own on the host.
+CONTAINER_ENGINES = ("vllm",)
 # FastGPT cuts longer vectors off without a word and pads shorter ones.
 DIMENSIONS_MAX = 1536
 FASTGPT_FIRST = (4, 6, 8)
@@ -95,35 +104,39 @@ def widths_of(engine: Mapping[str, t.Any]) -> list[int]:
     return [int(width) for width in widths if is_int(width)] if is_list(widths) else []
 
 
-def is_available(engine: Mapping[str, t.Any]) -> bool:
-    return engine.get("available", True) is not False
-
-
-def placement_devices(gpus: t.Any) -> tuple[str, ...]:
-    """The devices that `gpus` allows, in the order in which they are tried."""
+def devices_of(gpus: t.Any) -> tuple[str, ...]:
+    """The devices that a server's `gpus` allows, in order of preference."""
     if gpus == "auto":
-        return ("cpu", "gpu")
+        return ("gpu", "cpu")
     return ("gpu",) if gpus else ("cpu",)
 
 
-def choose_engine(card: Mapping[str, t.Any], quantize_bit: int, gpus: t.Any, engine: str | None = None) -> Mapping[str, t.Any] | None:
-    """The card's first available engine for the width and the placement, or None."""
-    for device in placement_devices(gpus):
-        for candidate in engines_of(card):
-            if engine is not None and candidate["name"] != engine:
-                continue
-            if candidate["device"] == device and is_available(candidate) and quantize_bit in widths_of(candidate):
-                return candidate
-    return None
+def engines_for(card: Mapping[str, t.Any], quantize_bit: t.Any, gpus: t.Any, engine: t.Any = None) -> list[Mapping[str, t.Any]]:
+    """The card's engines that could serve it so, in order of preference. One on request is asked for by an empty `gpus`."""
+    return [
+        candidate
+        for device in devices_of(gpus)
+        for candidate in engines_of(card)
+        if candidate["device"] == device
+        and engine in (None, candidate["name"])
+        and quantize_bit in widths_of(candidate)
+        and not (gpus == "auto" and candidate.get("on_request") is True)
+    ]
+
+
+def choose_engine(card: Mapping[str, t.Any], quantize_bit: t.Any, gpus: t.Any, engine: t.Any = None) -> Mapping[str, t.Any] | None:
+    """What serves it as long as nobody has looked at the host's GPUs: an engine that needs none, where there is one."""
+    fit = engines_for(card, quantize_bit, gpus, engine)
+    return next((candidate for candidate in fit if candidate["device"] == "cpu"), fit[0] if fit else None)
 
 
 def combinations_of(card: Mapping[str, t.Any]) -> list[str]:
-    """What this release can serve of a card, in words for a remedy."""
+    """What can be served of a card, in words for a remedy."""
     found: list[str] = []
     for engine in engines_of(card):
-        if is_available(engine):
-            gpus = "gpus: []" if engine["device"] == "cpu" else "gpus: [0]"
-            found += [f"quantize_bit: {width} with {gpus} ({engine['name']} on {engine['device'].upper()})" for width in widths_of(engine)]
+        gpus = "gpus: []" if engine["device"] == "cpu" else "gpus: auto or [0]"
+        slow = ", slow" if engine.get("on_request") is True else ""
+        found += [f"quantize_bit: {width} with {gpus} ({engine['name']} on {str(engine['device']).upper()}{slow})" for width in widths_of(engine)]
     return found
 
 

@@ -15,12 +15,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "lab"))
 
 import demo  # noqa: E402 - it lies beside the path that was just added
-from sflab.catalogue import DEFAULT_FASTGPT  # noqa: E402
+from sflab.catalogue import DEFAULT_FASTGPT, DEFAULT_HOSTS  # noqa: E402
 from sflab.common import VAULT, VAULT_PASSWORD  # noqa: E402
 from sflab.runs import Run, run_playbook, vault_environment  # noqa: E402
 
 NAME, NET = os.environ.get("LAB_NAME", "mol"), os.environ.get("LAB_NET", "172.31.78")
-HOSTS = {"app-1": f"{NET}.11", "gpu-1": f"{NET}.12"}
+HOSTS = {"app-1": f"{NET}.11", "gpu-1": f"{NET}.12", "gpu-2": f"{NET}.13", "gpu-3": f"{NET}.14"}
+# What `lab.py up` is asked for: the demo's hosts, two more model hosts, the last of which pretends to have two GPUs.
+RAISED = (*DEFAULT_HOSTS, "gpu-2=bookworm=13", "gpu-3=trixie=14=2")
+INVENTORY = [str(ROOT / "inventories" / "lab"), str(ROOT / "molecule" / "default" / "more_models.yml")]
 SSH = ["ssh", "-o", "BatchMode=yes", "-i", str(ROOT / ".lab" / "ssh" / "id_ed25519"), "-o", f"UserKnownHostsFile={ROOT / '.lab' / 'ssh' / 'known_hosts'}"]
 
 
@@ -28,7 +31,7 @@ def site(directory: str, **options: Any) -> Run:
     """site.yml on the scenario's hosts."""
     environment = {**vault_environment(), "LAB_NET": NET, **options.pop("environment", {})}
     return run_playbook(
-        ROOT / "playbooks" / "site.yml", ROOT / "inventories" / "lab", ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options
+        ROOT / "playbooks" / "site.yml", INVENTORY, ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options
     )
 
 
@@ -41,7 +44,7 @@ def vault() -> dict[str, str]:
 
 def main() -> None:
     if sys.argv[1] == "up":
-        demo.raise_lab(DEFAULT_FASTGPT, NAME, NET)
+        demo.raise_lab(DEFAULT_FASTGPT, NAME, NET, RAISED)
         demo.make_secrets()
     else:
         subprocess.run([sys.executable, str(ROOT / "lab" / "lab.py"), "down", "--name", NAME], check=True)

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
 import sqlite3
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -112,7 +114,7 @@ class Server:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         rule = self.faults.match(request)
-        response = await (apply_fault(rule, request, lambda: self.answer(request)) if rule else self.answer(request))
+        response = await (apply_fault(rule, self.app, request, lambda: self.answer(request)) if rule else self.answer(request))
         if self.record:
             with open(self.record, "a", encoding="utf-8") as file:
                 print(request.method, request.path_qs, response.status, file=file)
@@ -167,9 +169,18 @@ async def sync(app: App, seconds: int) -> None:
         oneapi_relay.refresh_cache(app)
 
 
+def trust() -> ssl.SSLContext:
+    """As Go does: the system's bundle, and every file beside it."""
+    context = ssl.create_default_context()
+    for path in Path("/etc/ssl/certs").glob("*.pem"):
+        with contextlib.suppress(OSError, ssl.SSLError):
+            context.load_verify_locations(path)
+    return context
+
+
 async def serve(app: App, port: int) -> None:
     timeout = aiohttp.ClientTimeout(total=env_int("RELAY_TIMEOUT", 0) or None)
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, ssl=trust())
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**20, skip_auto_headers=["User-Agent"]) as client:
         app.http = client
         server = Server(app)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 import sqlite3
 import time
 import uuid
@@ -29,10 +30,9 @@ OPTION_NEEDS = {
 
 
 def parse_id(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as exc:
-        raise Refused(f'strconv.Atoi: parsing "{text}": invalid syntax') from exc
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise Refused(f'strconv.Atoi: parsing "{text}": invalid syntax')
+    return int(text)
 
 
 def offset(ctx: Context) -> int:
@@ -314,7 +314,7 @@ def check_token(token: dict[str, Any]) -> None:
     for subnet in (token["subnet"] or "").split(",") if token["subnet"] else []:
         text = subnet.strip()
         try:
-            if "/" not in text:
+            if not re.fullmatch(r"[^/]+/[0-9]+", text):
                 raise ValueError(text)
             ipaddress.ip_network(text, strict=False)
         except ValueError as exc:
@@ -412,11 +412,7 @@ async def channel_put(ctx: Context) -> web.Response:
 
 
 async def channel_delete(ctx: Context) -> web.Response:
-    channel_id = go_atoi(ctx.params["id"])
-    if not channel_id:
-        raise Refused("WHERE conditions required")
-    ctx.store.db.execute("DELETE FROM channels WHERE id = ?", (channel_id,))
-    ctx.store.db.execute("DELETE FROM abilities WHERE channel_id = ?", (channel_id,))
+    ctx.store.delete_channel(go_atoi(ctx.params["id"]))
     return success()
 
 

@@ -239,9 +239,12 @@ class Faults:
     """Rules of the file named by ONE_API_STANDIN_FAULTS, read again at each request; absent by default.
 
     [{"method": "POST", "path_regex": "^/api/channel/", "kind": "drop_after_write", "times": 1, "seconds": 5}]
-    Kinds: 429, 500 (empty body, nothing done), drop_before (connection cut, nothing done), drop_after_write (done, then cut),
-    slow (done, answered after `seconds`), truncate (done, half of the body, then cut). `skip` lets that many matching
-    requests pass first. Writing the file anew starts the counts again.
+    Kinds in which nothing is done: 429, 500 (empty body; `retry_after` adds that header), refuse (success:false), drop_before
+    (connection cut). Kinds in which it is done: drop_after_write (then cut), slow (answered after `seconds`), truncate (half of
+    the body, then cut), late (cut at once, done after `seconds`). half: the row of a channel is written, its routes are not; the
+    answer says so, or is cut with `drop`. What a proxy before the server may say in its place: html (a page, status 200),
+    bad_gateway (a page, status 502), redirect (to a log-in page elsewhere).
+    `skip` lets that many matching requests pass first. Writing the file anew starts the counts again.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -268,30 +271,52 @@ class Faults:
         return {}
 
 
-async def apply_fault(rule: dict[str, Any], request: web.Request, work: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    kind = str(rule.get("kind", ""))
+def cut(request: web.Request) -> asyncio.CancelledError:
+    if request.transport is not None:
+        request.transport.abort()
+    return asyncio.CancelledError()
+
+
+async def apply_fault(rule: dict[str, Any], app: App, request: web.Request, work: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    kind, seconds = str(rule.get("kind", "")), float(rule.get("seconds", 5))
     if kind in ("429", "500"):
-        return web.Response(status=int(kind))
-    transport = request.transport
+        return web.Response(status=int(kind), headers={"Retry-After": str(rule["retry_after"])} if "retry_after" in rule else {})
+    if kind == "refuse":
+        return failure("database is locked")
+    if kind in ("html", "bad_gateway"):
+        return web.Response(text="<html><body>Sign in</body></html>", status=200 if kind == "html" else 502, content_type="text/html")
+    if kind == "redirect":
+        return web.Response(status=302, headers={"Location": "https://sso.example.com/login?next=secret"})
     if kind == "drop_before":
-        if transport is not None:
-            transport.abort()
-        raise asyncio.CancelledError
-    response = await work()
+        raise cut(request)
+    if kind == "late":
+        await request.read()
+
+        async def later() -> None:
+            await asyncio.sleep(seconds)
+            await work()
+
+        app.spawn(later())
+        raise cut(request)
+    if kind == "half":
+        await request.read()
+        app.store.routes_fail = True
+    try:
+        response = await work()
+    finally:
+        app.store.routes_fail = False
     if kind == "slow":
-        await asyncio.sleep(float(rule.get("seconds", 5)))
-    elif kind == "drop_after_write" and transport is not None:
-        transport.abort()
-        raise asyncio.CancelledError
-    elif kind == "truncate" and transport is not None and isinstance(response, web.Response):
+        await asyncio.sleep(seconds)
+    elif kind == "drop_after_write" or rule.get("drop"):
+        raise cut(request)
+    elif kind == "truncate" and isinstance(response, web.Response):
         body = bytes(response.body or b"")  # type: ignore[arg-type]
-        cut = web.StreamResponse(status=response.status, headers={"Content-Type": response.headers.get("Content-Type", "")})
-        cut.content_length = len(body)
-        await cut.prepare(request)
-        await cut.write(body[: len(body) // 2])
+        part = web.StreamResponse(status=response.status, headers={"Content-Type": response.headers.get("Content-Type", "")})
+        part.content_length = len(body)
+        await part.prepare(request)
+        await part.write(body[: len(body) // 2])
         await asyncio.sleep(0.05)
-        transport.abort()
-        raise asyncio.CancelledError
+        raise cut(request)
     return response
 
 

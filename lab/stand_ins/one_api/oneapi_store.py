@@ -15,6 +15,7 @@ import hmac
 import json
 import os
 import random
+import re
 import sqlite3
 import string
 import time
@@ -114,10 +115,7 @@ def password_matches(password: str, stored: str) -> bool:
 
 
 def go_atoi(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        return 0
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else 0
 
 
 class Store:
@@ -129,6 +127,7 @@ class Store:
         self.db.row_factory = sqlite3.Row
         self.db.executescript("PRAGMA synchronous=OFF; PRAGMA busy_timeout=3000;" + SCHEMA)
         self.banned: set[int] = set()
+        self.routes_fail = False  # for tests: the second of a channel's two writes is refused
         self.options: dict[str, str] = {}
         self.model_ratio: dict[str, float] = {}
         self.group_ratio: dict[str, float] = {}
@@ -325,7 +324,20 @@ class Store:
         for channel_id in made:
             self.add_abilities({**body, "id": channel_id})
 
+    def _check_routes(self) -> None:
+        if self.routes_fail:
+            raise Refused("database is locked")
+
+    def delete_channel(self, channel_id: int) -> None:
+        """The row, then its abilities; no error where neither exists."""
+        if not channel_id:
+            raise Refused("WHERE conditions required")
+        self.db.execute("DELETE FROM channels WHERE id = ?", (channel_id,))
+        self._check_routes()
+        self.db.execute("DELETE FROM abilities WHERE channel_id = ?", (channel_id,))
+
     def add_abilities(self, channel: dict[str, Any]) -> None:
+        self._check_routes()
         rows = [
             (group, model, channel["id"], channel["status"] == 1, 0 if channel["priority"] is None else channel["priority"])
             for model in channel["models"].split(",")

@@ -13,6 +13,7 @@ uninstall         stops and removes every unit
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import math
@@ -25,8 +26,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TOOL = Path(__file__).resolve()
 CONFIG = Path(os.environ.get("MODEL_SERVER_CONFIG", "/etc/selfhosted-fastgpt/model_server/servers.json"))
@@ -37,7 +39,8 @@ PREFIX = "selfhosted-model@"
 TEMPLATE = "selfhosted-model@.service"
 HEALTH = "selfhosted-model-health"
 MARKER = ".complete"
-ENGINE_DIR = re.compile(r"^(infinity|transformers|hub|uv)-[0-9a-f.]{5,}$")
+ENGINE_DIR = re.compile(r"^(infinity|transformers|legacy_chat|hub|uv)(-gpu)?-[0-9a-f.]{5,}$")
+ROLE_LABEL = "label=selfhosted.fastgpt.role=model_server"
 # An engine that is started again this often does not come up by waiting.
 HOPELESS = 4
 
@@ -108,6 +111,78 @@ def launch(instance: str) -> None:
 # ---------------------------------------------------------------- what stands
 
 
+class Standing(NamedTuple):
+    """What runs a server at this moment: a unit, or a container."""
+
+    called: str
+    active: bool = False
+    run: str = ""
+    age: float = 0.0
+    restarts: int = 0
+    pid: int = 0
+
+
+def look(servers: list[Server]) -> dict[str, Standing]:
+    units = [server for server in servers if not server.get("container")]
+    found = states([unit_of(server["instance"]) for server in units])
+    uptime = time.clock_gettime(time.CLOCK_MONOTONIC)
+    result: dict[str, Standing] = {}
+    for server in units:
+        unit = unit_of(server["instance"])
+        state = found.get(unit, {})
+        result[server["instance"]] = Standing(
+            unit,
+            state.get("ActiveState") == "active",
+            state.get("InvocationID", ""),
+            uptime - int(state.get("ActiveEnterTimestampMonotonic") or 0) / 1e6,
+            int(state.get("NRestarts") or 0),
+            int(state.get("MainPID") or 0),
+        )
+    containers = inspect([str(server["container"]) for server in servers if server.get("container")])
+    for server in servers:
+        if server.get("container"):
+            result[server["instance"]] = containers.get(str(server["container"]), Standing(f"container {server['container']}"))
+    return result
+
+
+def inspect(names: list[str]) -> dict[str, Standing]:
+    if not names:
+        return {}
+    try:
+        answer = subprocess.run(["docker", "inspect", "--type", "container", *names], capture_output=True, text=True, check=False)
+        entries = json.loads(answer.stdout or "[]")
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for entry in entries:
+        state, name = entry["State"], entry["Name"].lstrip("/")
+        # fractions have nine digits there, more than Python 3.9 to 3.10 read
+        started = datetime.strptime(state["StartedAt"][:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+        age = (datetime.now(timezone.utc) - started).total_seconds()
+        found[name] = Standing(f"container {name}", bool(state["Running"]), f"{entry['Id']} {state['StartedAt']}", age, int(entry.get("RestartCount", 0)))
+    return found
+
+
+def start_again(server: Server) -> None:
+    if server.get("container"):
+        subprocess.run(["docker", "restart", str(server["container"])], capture_output=True, check=False)
+    else:
+        systemctl("restart", unit_of(server["instance"]), check=False)
+
+
+def last_words(server: Server) -> str:
+    """The end of a server's log, with the command that shows more of it."""
+    command = ["docker", "logs", "--tail", "12", str(server["container"])] if server.get("container") else []
+    command = command or ["journalctl", "-u", unit_of(server["instance"]), "-n", "12", "--no-pager", "-o", "cat"]
+    try:
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    except OSError:
+        return ""
+    lines = answer.stdout.strip()
+    shown = f"docker logs {server['container']}" if server.get("container") else f"journalctl -u {unit_of(server['instance'])}"
+    return f"\nLast lines of {shown}:\n{lines}" if lines else ""
+
+
 def systemctl(*arguments: str, check: bool = True) -> str:
     answer = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
     if check and answer.returncode != 0:
@@ -170,7 +245,61 @@ def digest(server: Server, config: dict[str, Any]) -> str:
 
 
 def dropin(server: Server) -> str:
-    return f"# Written by the role selfhosted.fastgpt.model_server\n[Service]\nMemoryMax={server['memory_max']}\n" if server.get("memory_max") else ""
+    lines = [f"MemoryMax={server['memory_max']}"] if server.get("memory_max") else []
+    if server.get("gpus"):
+        # the device nodes of a driver that nobody has used since the boot are made by this setuid program, which the engine may not run
+        lines += ["PrivateDevices=no", "DevicePolicy=closed", "DeviceAllow=char-nvidia* rw", "ExecStartPre=+-/usr/bin/nvidia-modprobe -c 0 -u"]
+    return "\n".join(["# Written by the role selfhosted.fastgpt.model_server", "[Service]", *lines, ""]) if lines else ""
+
+
+def code_fault(config: dict[str, Any]) -> str:
+    """Whether the engine that is code of this role is here in another form."""
+    code = config.get("code") or {}
+    if not code:
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(Path(code["dir"]).glob("*.py")):
+        digest.update(f"{path.name}\n{content(path)}\n".encode())
+    return "" if digest.hexdigest() == code["sha256"] else "differs"
+
+
+def mended(source: str) -> str:
+    """A tokenizer's own code with the initialisation of its base class at the end of its constructor.
+
+    transformers asks a tokenizer for its vocabulary from within that initialisation since 4.34, before older code has read it.
+    """
+    tree = ast.parse(source)
+    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]:
+        calls = [one for one in function.body if ast.unparse(one).startswith("super().__init__(")]
+        reads = [one for one in function.body if "sp_model" in ast.unparse(one)]
+        if calls and reads and function.body.index(calls[0]) < function.body.index(reads[-1]):
+            function.body.remove(calls[0])
+            function.body.insert(function.body.index(reads[-1]) + 1, calls[0])
+    return ast.unparse(tree) + "\n"
+
+
+def mended_path(server: Server) -> Path:
+    return Path(server["cwd"]) / "mended" / str(server["mend"])
+
+
+def mend_fault(server: Server) -> str:
+    source = Path(server["weights"]) / str(server["mend"])
+    if not source.is_file():
+        return f"{source} is not there"
+    try:
+        return "" if content(mended_path(server)) == mended(content(source)) else "not mended"
+    except SyntaxError as error:
+        raise Trouble(f"{source}: not Python ({error}): the weights are damaged, remove their directory and run the role again.") from error
+
+
+def gone_containers(config: dict[str, Any]) -> list[str]:
+    """Our containers that are not listed any more."""
+    try:
+        answer = subprocess.run(["docker", "ps", "-a", "--filter", ROLE_LABEL, "--format", "{{.Names}}"], capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    wanted = {server["container"] for server in config["servers"] if server.get("container")}
+    return sorted(set(answer.stdout.split()) - wanted)
 
 
 def health_units(config: dict[str, Any]) -> dict[str, str]:
@@ -186,7 +315,7 @@ def health_units(config: dict[str, Any]) -> dict[str, str]:
 
 def differences(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Instances to start again and instances to remove, each with the reason."""
-    servers = {server["instance"]: server for server in config["servers"]}
+    servers = {server["instance"]: server for server in config["servers"] if not server.get("container")}
     found = states([unit_of(name) for name in servers])
     restart: dict[str, str] = {}
     for name, server in servers.items():
@@ -231,8 +360,14 @@ def plan(config: dict[str, Any]) -> dict[str, Any]:
     changes = [f"engine {name}: {why}" for name, why in engines.items() if why]
     changes += [f"weights of {name}: {why}" for name, why in weights.items() if why]
     changes += [f"{unit_of(name)}: {why}" for name, why in sorted({**restart, **remove}.items())]
+    changes += [f"container {name}: no longer listed" for name in gone_containers(config)]
+    mends = {server["name"]: mend_fault(server) for server in config["servers"] if server.get("mend")}
+    changes += [f"tokenizer of {name}: {why}" for name, why in mends.items() if why]
+    code = code_fault(config)
+    changes += [f"code of the engine legacy_chat: {code}"] if code else []
     health = health_fault(config)
     return {
+        "code": bool(code),
         "engines": [name for name, why in engines.items() if why],
         "weights": [name for name, why in weights.items() if why],
         "changes": changes + ([health] if health else []) + [f"{path}: no longer used" for path in stale_engines(config)],
@@ -255,6 +390,16 @@ def apply(config: dict[str, Any]) -> dict[str, Any]:
             shutil.rmtree(UNITS / f"{unit_of(name)}.d", ignore_errors=True)
             shutil.rmtree(STATE / name, ignore_errors=True)
             (STATE / "stamps" / name).unlink(missing_ok=True)
+    for container in gone_containers(config):
+        subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=False)
+        changed.append(f"container {container}: no longer listed")
+    for server in config["servers"]:
+        if server.get("container"):
+            (Path(server["cwd"]) / "cache").mkdir(parents=True, exist_ok=True)
+        if server.get("mend") and mend_fault(server):
+            if not write(mended_path(server), mended(content(Path(server["weights"]) / str(server["mend"])))):
+                raise Trouble(f"{mended_path(server)}: cannot be written")
+            changed.append(f"tokenizer of {server['name']}: mended")
     for name in restart:
         # gone before anything is touched, so that a killed run starts the instance again
         (STATE / "stamps" / name).unlink(missing_ok=True)
@@ -307,10 +452,10 @@ def uninstall() -> dict[str, Any]:
 # ---------------------------------------------------------------- probe
 
 
-def listener_fault(server: Server, state: dict[str, str]) -> str:
+def listener_fault(server: Server, standing_as: Standing) -> str:
     """An old process that holds the port answers in place of the unit's own; only root sees whose socket it is."""
-    main = state.get("MainPID", "0")
-    if os.geteuid() != 0 or not main.isdigit() or int(main) == 0:
+    main = str(standing_as.pid)
+    if os.geteuid() != 0 or standing_as.pid == 0:
         return ""
     port = int(server["port"])
     inodes = set()
@@ -367,17 +512,30 @@ def check_answer(probe: dict[str, Any], answer: Any) -> str:
     return ""
 
 
+def engine_key(server: Server) -> str:
+    try:
+        return str(json.loads(content(Path(server["key_file"])))[server["instance"]])
+    except (ValueError, KeyError):
+        # the engine refuses it, and says so
+        return "none"
+
+
 def ask(server: Server, timeout: float) -> dict[str, Any]:
     probe = server["probe"]
     started = time.monotonic()
     detail, slow = "", False
+    headers = {"Content-Type": "application/json"}
+    if server.get("key_file"):
+        headers["Authorization"] = f"Bearer {engine_key(server)}"
     try:
-        call = urllib.request.Request(probe["url"], json.dumps(probe["body"]).encode(), {"Content-Type": "application/json"})
+        call = urllib.request.Request(probe["url"], json.dumps(probe["body"]).encode(), headers)
         # never through a proxy of the environment
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(call, timeout=timeout) as reply:
             detail = check_answer(probe, json.loads(reply.read()))
     except urllib.error.HTTPError as error:
         detail = f"HTTP {error.code}: {error.read(300).decode(errors='replace').strip()}"
+        if error.code == 401:
+            detail += f" Its key is not that of {server.get('key_file', 'a file of ours')}: run the role model_server again."
     except (TimeoutError, socket.timeout):
         detail, slow = f"no answer within {timeout:.0f} s", True
     except urllib.error.URLError as error:
@@ -406,29 +564,20 @@ def lives(server: Server) -> bool:
         return False
 
 
-def journal(unit: str) -> str:
-    try:
-        answer = subprocess.run(["journalctl", "-u", unit, "-n", "12", "--no-pager", "-o", "cat"], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return answer.stdout.strip()
-
-
 def probe(config: dict[str, Any], wait: float) -> dict[str, Any]:
     deadline = time.monotonic() + wait
     left = {server["instance"]: server for server in config["servers"]}
     results: dict[str, dict[str, Any]] = {}
     hopeless: set[str] = set()
     while True:
-        found = states([unit_of(name) for name in left])
+        found = look(list(left.values()))
         for name, server in list(left.items()):
             timeout = max(5.0, min(120.0, deadline - time.monotonic()))
             result = ask(server, timeout)
-            foreign = listener_fault(server, found.get(unit_of(name), {}))
+            foreign = listener_fault(server, found[name])
             if foreign:
                 result.update(ok=False, detail=foreign)
-            restarts = found.get(unit_of(name), {}).get("NRestarts", "0")
-            if not result["ok"] and restarts.isdigit() and int(restarts) >= HOPELESS:
+            if not result["ok"] and found[name].restarts >= HOPELESS:
                 hopeless.add(name)
             results[name] = result
             if result["ok"]:
@@ -436,9 +585,8 @@ def probe(config: dict[str, Any], wait: float) -> dict[str, Any]:
         if not left or time.monotonic() >= deadline or hopeless >= set(left):
             break
         time.sleep(1)
-    for name in left:
-        lines = journal(unit_of(name))
-        results[name]["detail"] += f"\nLast lines of journalctl -u {unit_of(name)}:\n{lines}" if lines else ""
+    for name, server in left.items():
+        results[name]["detail"] += last_words(server)
     return {"ok": not left, "servers": [results[server["instance"]] for server in config["servers"]]}
 
 
@@ -450,31 +598,29 @@ def watch(config: dict[str, Any]) -> dict[str, Any]:
         memory = json.loads(memory_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         memory = {}
-    found = states([unit_of(server["instance"]) for server in config["servers"]])
-    uptime = time.clock_gettime(time.CLOCK_MONOTONIC)
+    found = look(config["servers"])
     kept: dict[str, Any] = {}
     restarted = []
     for server in config["servers"]:
         name = server["instance"]
-        state = found.get(unit_of(name), {})
-        if state.get("ActiveState") != "active":
-            # stopped by somebody, or systemd is at it already
+        state = found[name]
+        if not state.active:
+            # stopped by somebody, or systemd or Docker is at it already
             continue
         before = memory.get(name, {})
-        run = state.get("InvocationID", "")
+        run = state.run
         entry: dict[str, Any] = before if before.get("run") == run else {"run": run, "answered": False, "failures": 0.0}
         result = ask(server, float(health.get("timeout", 60)))
         if result["ok"]:
             entry.update(answered=True, failures=0.0)
         else:
-            age = uptime - int(state.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
-            if entry["answered"] or age > float(server.get("start_timeout", 600)):
+            if entry["answered"] or state.age > float(server.get("start_timeout", 600)):
                 entry["failures"] += 0.5 if result["slow"] and lives(server) else 1.0
-            print(f"{unit_of(name)}: {result['detail']}", file=sys.stderr)
+            print(f"{state.called}: {result['detail']}", file=sys.stderr)
         if entry["failures"] >= float(health.get("failures", 2)):
-            print(f"{unit_of(name)}: restarted, its real requests fail", file=sys.stderr)
-            systemctl("restart", unit_of(name), check=False)
-            restarted.append(unit_of(name))
+            print(f"{state.called}: restarted, its real requests fail", file=sys.stderr)
+            start_again(server)
+            restarted.append(state.called)
             continue
         kept[name] = entry
     write(memory_file, json.dumps(kept))

@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from fixtures_mongodb import mongo_lab
-from fixtures_oneapi import _oneapi_session, oneapi, oneapi_factory, oneapi_shared, quick_retries
+from fixtures_oneapi import _oneapi_session, certificates, oneapi, oneapi_factory, oneapi_shared, quick_retries
 
-__all__ = ["_oneapi_session", "mongo_lab", "oneapi", "oneapi_factory", "oneapi_shared", "quick_retries"]
+__all__ = ["_oneapi_session", "certificates", "mongo_lab", "oneapi", "oneapi_factory", "oneapi_shared", "quick_retries"]

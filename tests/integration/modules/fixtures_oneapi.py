@@ -9,14 +9,18 @@ With the real binary TIKTOKEN_CACHE_DIR must hold its two files; tests that inje
 from __future__ import annotations
 
 import contextlib
+import http.client
+import http.server
 import importlib
 import io
 import json
 import os
 import pathlib
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import typing as t
 import urllib.error
@@ -228,10 +232,95 @@ def oneapi_shared(_oneapi_session: OneApi) -> OneApi:
     return _oneapi_session
 
 
+class Certificates:
+    """An authority with a server and a client certificate of its own, and another authority with a client certificate."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        for name in ("ca", "other_ca"):
+            self._make(name, "-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,digitalSignature")
+        for name, authority, more in (("server", "ca", ("-addext", "subjectAltName=IP:127.0.0.1")), ("client", "ca", ()), ("stranger", "other_ca", ())):
+            self._make(name, "-subj", f"/CN={name}", "-CA", self[authority], "-CAkey", self[f"{authority}_key"], *more)
+        both = pathlib.Path(self["client"]).read_text() + pathlib.Path(self["client_key"]).read_text()
+        (directory / "client_both.pem").write_text(both)
+        self._openssl("pkcs8", "-topk8", "-in", self["client_key"], "-passout", "pass:x", "-out", self["client_locked"])
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.directory / f"{name}.pem")
+
+    def _make(self, name: str, *more: str) -> None:
+        kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+        self._openssl("req", "-x509", *kind, "-keyout", self[f"{name}_key"], "-out", self[name], *more)
+
+    @staticmethod
+    def _openssl(*command: str) -> None:
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+
+
+class _Forward(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    target = 0
+
+    def log_message(self, *unused: t.Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        link = http.client.HTTPConnection("127.0.0.1", self.target, timeout=20)
+        try:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            passed = {name: self.headers[name] for name in ("Authorization", "Cookie", "Content-Type") if name in self.headers}
+            link.request(self.command, self.path, body, passed)
+            answer = link.getresponse()
+            body = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name in ("Content-Type", "Set-Cookie"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        finally:
+            link.close()
+
+    do_POST = do_PUT = do_DELETE = do_GET
+
+
+class _Quiet(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *unused: t.Any) -> None:
+        """Clients that do not trust the certificate are what is tested."""
+
+
+@contextlib.contextmanager
+def tls_front(server: OneApi, certificates: Certificates, *, ask_client: bool = False, latest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> t.Iterator[str]:
+    """A proxy that speaks TLS, as operators put one before One-API; gives its URL."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates["server"], certificates["server_key"])
+    context.maximum_version = latest
+    if ask_client:
+        context.load_verify_locations(certificates["ca"])
+        context.verify_mode = ssl.CERT_REQUIRED
+    front = _Quiet(("127.0.0.1", 0), type("Forward", (_Forward,), {"target": server.port}))
+    # The handshake belongs into the thread of the connection: a client that breaks it off must not stop the others.
+    front.socket = context.wrap_socket(front.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"https://127.0.0.1:{front.server_port}"
+    finally:
+        front.shutdown()
+        front.server_close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without their pauses, for what runs in this process."""
     from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _oneapi
 
-    monkeypatch.setattr(_oneapi, "_backoff", lambda attempt: 0.01)
-    monkeypatch.setattr(_oneapi.Client, "settle", lambda self: None)
+    defaults: dict[str, t.Any] = _oneapi.Client.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "sleep", lambda seconds: time.sleep(0.01))

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import pathlib
 import signal
+import socket
+import struct
 import threading
 import time
 import typing as t
 
 import pytest
-from fixtures_mongodb import Lab, Node, free_port, run_mongo_module
+from fixtures_mongodb import VERSION, Authority, Lab, LosingProxy, Node, Port, free_port, run_mongo_module, start_mongo_module
 
 PASSWORD = "root-password-1"
 
@@ -172,7 +175,10 @@ def test_grow_to_three_then_change_then_shrink(mongo_lab: Lab, single: Node) -> 
 
     # The primary itself leaves: it steps down first.
     smaller = [{"host": nodes[2].host}]
+    predicted = done(replica_set(nodes[2], smaller, check=True), True)
+    assert len(config(single)["members"]) == 3
     shrunk = done(replica_set(nodes[2], smaller), True)
+    assert shrunk["steps"] == predicted["steps"]
     assert any("step down" in step for step in shrunk["steps"])
     assert shrunk["primary"] == nodes[2].host
     done(replica_set(nodes[2], smaller), False)
@@ -274,7 +280,14 @@ def test_refusals(mongo_lab: Lab, single: Node) -> None:
     with_data.stop(signal.SIGTERM)
     with_data.set_name = "rs0"
     with_data.start()
-    assert "holds data of its own (collections: 1)" in failed(replica_set(single, [single, with_data]))
+    if VERSION < "5":
+        blind = done(replica_set(single, [single, with_data], check=True), True)
+        assert "whether it holds data cannot be found out" in blind["warnings"][0]
+    else:
+        assert "holds data of its own (collections: 1)" in failed(replica_set(single, [single, with_data]))
+    # A server of some set that was never meant: its members are not silently moved to the listed ones.
+    text = failed(replica_set(single, [mongo_lab.node_with_root()]))
+    assert "none of them is listed" in text and single.host in text
     # From the side of the server that is not a member.
     assert "none of the listed members" in failed(replica_set(mongo_lab.node_with_root(), [namesake]))
     assert config(single) == before
@@ -323,13 +336,20 @@ def test_password_rotation(three: list[Node]) -> None:
 
 
 def test_arbiter_and_the_default_write_concern(mongo_lab: Lab, single: Node) -> None:
-    second, arbiter = mongo_lab.node_with_root(), mongo_lab.node()
+    second = mongo_lab.node_with_root()
+    # An arbiter knows no users; without the exception it takes no log-in at all, as from another host.
+    arbiter = mongo_lab.node(extra=["--setParameter", "enableLocalhostAuthBypass=0"])
     members = [{"host": single.host}, {"host": second.host}, {"host": arbiter.host, "arbiter": True}]
+    predicted = done(replica_set(single, members, check=True), True)
     made = done(replica_set(single, members), True)
-    assert "set the default write concern to 1" in made["steps"]
-    assert any("w:1" in w for w in made["warnings"])
+    assert made["steps"] == predicted["steps"]
+    assert any(arbiter.host in w and "whether it holds data cannot be found out" in w for w in made["warnings"])
+    # Before 5.0 nothing but w:1 is implied.
+    assert ("set the default write concern to 1" in made["steps"]) is (VERSION >= "5")
+    assert any("w:1" in w for w in made["warnings"]) is (VERSION >= "5")
     done(replica_set(single, members), False)
     done(replica_set(arbiter, members), False)
+    assert "is an arbiter, which knows no users" in failed(info(arbiter))
     text = failed(replica_set(single, [single, second, arbiter]))
     assert "cannot become a data member in place" in text
     done(replica_set(single, [single, second]), True)
@@ -360,23 +380,58 @@ def test_no_majority_is_reported(three: list[Node]) -> None:
     assert "no write that a majority acknowledges" in result["msg"] or "no primary" in result["msg"]
 
 
-def test_primary_killed_during_reconfiguration(mongo_lab: Lab, three: list[Node]) -> None:
+def until(ready: t.Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "it does not come to pass"
+        time.sleep(0.02)
+
+
+def test_primary_and_run_killed_during_reconfiguration(mongo_lab: Lab, three: list[Node]) -> None:
     extra = mongo_lab.node_with_root()
     primary = next(n for n in three if n.host == info(three[0])["primary"])
     start = next(n for n in three if n is not primary)
+    wanted = [*({"host": n.host} for n in three), {"host": extra.host, "priority": 0.5}]
+    arguments = {**login(start), "members": wanted}
+
+    def joined(votes: int) -> bool:
+        return [m["votes"] for m in config(start)["members"][3:]] == [votes]
+
+    # Killed by -9 between the step that adds the member and the one that gives it its vote: first the module ...
+    first = start_mongo_module("mongodb_replica_set", arguments)
+    until(lambda: joined(0))
+    first.kill()
+    first.communicate()
+    # ... then the primary, while the next run waits for the new member.
+    assert joined(0), "the module was not killed in between"
+    extra.pause()
     results: list[dict[str, t.Any]] = []
-    worker = threading.Thread(target=lambda: results.append(replica_set(start, [*three, extra], timeout=60)))
+    worker = threading.Thread(target=lambda: results.append(run_mongo_module("mongodb_replica_set", arguments)))
     worker.start()
-    time.sleep(1.2)
+    time.sleep(1)
     primary.stop()
+    extra.resume()
     time.sleep(1)
     primary.start()
     worker.join()
-    if results[0].get("failed"):
-        assert "Traceback" not in results[0]["msg"]
-    final = replica_set(start, [*three, extra])
+    assert not results[0].get("failed") or "run again" in results[0]["msg"].lower(), results[0]
+    final = replica_set(start, wanted)
     assert not final.get("failed"), final["msg"]
-    done(replica_set(start, [*three, extra]), False)
+    assert joined(1)
+    done(replica_set(start, wanted), False)
+
+
+def test_stale_primary_is_not_believed(three: list[Node]) -> None:
+    old = next(n for n in three if n.host == info(three[0])["primary"])
+    others = [n for n in three if n is not old]
+    old.pause()
+    until(lambda: any(n.client().admin.command("hello")["isWritablePrimary"] for n in others))
+    # It still calls itself primary until it has heard of the later election.
+    old.resume()
+    weighted = [{"host": n.host, "priority": 1 if n is old else 2} for n in three]
+    changed = done(replica_set(old, weighted), True)
+    assert changed["primary"] != old.host and changed["steps"][-1].startswith("set priority")
+    assert {m["host"]: m["priority"] for m in config(others[0])["members"]} == {w["host"]: w["priority"] for w in weighted}
 
 
 def test_two_runs_at_once_end_in_one_state(mongo_lab: Lab) -> None:
@@ -387,10 +442,21 @@ def test_two_runs_at_once_end_in_one_state(mongo_lab: Lab) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    assert all("Traceback" not in str(r.get("msg")) for r in results)
-    final = replica_set(nodes[2], nodes)
-    assert not final.get("failed"), final["msg"]
+    assert [r["msg"] for r in results if r.get("failed")] == []
+    assert sorted(r["initiated"] for r in results) == [False, True]
     done(replica_set(nodes[2], nodes), False)
+    assert len({str(config(n)["settings"]["replicaSetId"]) for n in nodes}) == 1
+    # Both change the running set: neither fails, and what is declared stands.
+    weighted = [{"host": n.host, "priority": 3 - i, "hidden": False} for i, n in enumerate(nodes)]
+    results.clear()
+    workers = [threading.Thread(target=lambda n=n: results.append(replica_set(n, weighted))) for n in nodes[:2]]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [r.get("msg") for r in results if r.get("failed")] == []
+    assert [m["priority"] for m in config(nodes[0])["members"]] == [3, 2, 1]
+    done(replica_set(nodes[2], weighted), False)
 
 
 def test_five_members(mongo_lab: Lab) -> None:
@@ -443,3 +509,146 @@ def test_missing_pymongo_is_named(tmp_path: t.Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     result = run_mongo_module("mongodb_replica_set", {"members": [{"host": "x"}]})
     assert result["failed"] and "pymongo" in result["msg"]
+
+
+def test_tls(mongo_lab: Lab, tmp_path: pathlib.Path) -> None:
+    ours, foreign = Authority(tmp_path, "ours"), Authority(tmp_path, "foreign")
+    server = ours.issue("server", "IP:127.0.0.1")
+    client = ours.issue("client", "DNS:operator", password="key-password")
+    stranger = foreign.issue("stranger", "DNS:operator")
+    options = ["--tlsMode", "requireTLS", "--tlsCertificateKeyFile", str(server), "--tlsCAFile", str(ours.certificate)]
+    node = mongo_lab.node(extra=options)
+    good = {
+        "tls": True,
+        "tls_ca_file": str(ours.certificate),
+        "tls_certificate_key_file": str(client),
+        "tls_certificate_key_password": "key-password",
+    }
+    not_pem = tmp_path / "not.pem"
+    not_pem.write_text("nothing")
+    for wrong, *texts in (
+        ({"tls": False, "tls_ca_file": None, **dict.fromkeys(list(good)[2:])}, "asks for TLS", "Set tls: true"),
+        ({"tls": False}, "tls_ca_file", "no use without TLS"),
+        ({"tls_ca_file": None}, "certificate is refused", "tls_ca_file"),
+        ({"tls_ca_file": str(foreign.certificate)}, "certificate is refused", "tls_ca_file"),
+        ({"login_host": "localhost"}, "certificate is refused", "'localhost'", "Connect under a name"),
+        (dict.fromkeys(list(good)[2:]), "asks for a client certificate", "tls_certificate_key_file"),
+        ({"tls_certificate_key_file": str(stranger)}, "refuses the client certificate", "--tlsCAFile"),
+        ({"tls_certificate_key_password": "wrong"}, "tls_certificate_key_password"),
+        ({"tls_certificate_key_password": None}, "tls_certificate_key_password"),
+        ({"tls_certificate_key_file": str(ours.certificate)}, "tls_certificate_key_file", "private key"),
+        ({"tls_ca_file": str(not_pem)}, "holds no certificate"),
+        ({"tls_ca_file": str(tmp_path / "missing.pem")}, "No such file", "on the target"),
+    ):  # fmt: skip
+        start = time.monotonic()
+        text = failed(info(node, **{**good, **wrong}))
+        # None of them waits for the time-out of 60 s: time does not heal them.
+        assert time.monotonic() - start < 10
+        assert all(part in text for part in texts), (wrong, text)
+        assert "key-password" not in text
+    members = [node, mongo_lab.node(extra=options)]
+    made = done(replica_set(node, members[:1], **good), True)
+    assert made["initiated"] and "key-password" not in made["_raw"]
+    user = {**login(node), **good, "name": "root", "password": PASSWORD, "roles": ["root"]}
+    done(run_mongo_module("mongodb_user", user), True)
+    done(run_mongo_module("mongodb_user", user), False)
+    done(replica_set(node, members, **good), True)
+    done(replica_set(members[1], members, **good), False)
+    state = info(node, **{**good, "login_host": "localhost", "tls_ca_file": str(foreign.certificate)}, validate_certs=False)
+    assert state["state"] == "PRIMARY"
+
+    plain = mongo_lab.node()
+    text = failed(info(plain, **good))
+    assert "speaks no TLS" in text and "tls: false" in text
+    assert "speaks no TLS" in failed(replica_set(node, [*members, plain], **good))
+
+
+def test_port_that_is_not_a_healthy_mongod(single: Node) -> None:
+    def silent(link: socket.socket) -> None:
+        link.recv(1)
+        time.sleep(60)
+
+    def web(link: socket.socket) -> None:
+        link.recv(1000)
+        link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        link.close()
+
+    def banner(link: socket.socket) -> None:
+        link.sendall(b"SSH-2.0-x\r\n")
+        time.sleep(60)
+
+    def liar(link: socket.socket) -> None:
+        # The head of an answer as MongoDB gives it, and rubbish for the rest.
+        link.recv(1000)
+        link.sendall(struct.pack("<iiii", 60, 1, 7, 1) + b"\xff" * 44)
+        link.recv(1000)
+        link.sendall(b"\xff" * 64)
+
+    members = {"members": [{"host": "x"}]}
+    for serve, name, more, *texts in (
+        (silent, "mongodb_replica_set", members, "takes the connection, but does not answer within 1 s"),
+        (web, "mongodb_replica_set_info", {}, "is not MongoDB", "HTTP/1.1 400", "Correct the port"),
+        (banner, "mongodb_user", {"name": "x"}, "does not answer within 1 s"),
+        (socket.socket.close, "mongodb_replica_set", members, "closes the connection without an answer"),
+        (liar, "mongodb_user", {"name": "x"}, "No MongoDB answers"),
+    ):  # fmt: skip
+        with Port(serve) as port:
+            start = time.monotonic()
+            text = failed(run_mongo_module(name, {**login(single), "login_port": port.port, "timeout": 1, **more}))
+            assert all(part in text for part in texts), (serve, text)
+            assert time.monotonic() - start < 8, serve
+    with Port(web) as port:
+        assert "is not MongoDB" in failed(replica_set(single, [single, f"127.0.0.1:{port.port}"]))
+    # A mongod that is frozen: the system takes the connection for it.
+    single.pause()
+    assert "does not answer within 1 s" in failed(info(single, timeout=1))
+
+
+def test_lost_answers(mongo_lab: Lab) -> None:
+    node = mongo_lab.node()
+
+    def through(command: str, module: str, hang: bool = False, **params: t.Any) -> dict[str, t.Any]:
+        with LosingProxy(node, command, hang) as proxy:
+            result = run_mongo_module(module, {**login(node), "login_port": proxy.port, **params})
+            assert proxy.lost, "the command was not sent"
+            return result
+
+    made = done(through("replSetInitiate", "mongodb_replica_set", members=[{"host": node.host}]), True)
+    assert made["initiated"] and len(made["steps"]) == 1
+    root = {"name": "root", "password": PASSWORD, "roles": ["root"]}
+    done(through("createUser", "mongodb_user", **root), True)
+    done(run_mongo_module("mongodb_user", {**login(node), **root}), False)
+    done(replica_set(node, [node]), False)
+
+    weighted = [{"host": node.host, "priority": 2}]
+    version = config(node)["version"]
+    changed = done(through("replSetReconfig", "mongodb_replica_set", members=weighted), True)
+    assert changed["steps"] == [f"set priority of {node.host} from 1 to 2"]
+    assert config(node)["version"] == version + 1
+    done(replica_set(node, weighted), False)
+
+    user = {"name": "app", "password": "app-password-1", "roles": ["read"]}
+    made = done(through("createUser", "mongodb_user", **user), True)
+    assert made["password_changed"] and made["diff"]["before"] == {} and made["diff"]["after"]["user"] == "app"
+    changed = done(through("updateUser", "mongodb_user", **{**user, "roles": ["readWrite"]}), True)
+    assert changed["diff"]["before"]["roles"] != changed["diff"]["after"]["roles"]
+    done(through("dropUser", "mongodb_user", name="app", state="absent"), True)
+    # An answer that never comes holds a run for little longer than its time-out.
+    start = time.monotonic()
+    text = failed(through("replSetGetConfig", "mongodb_replica_set_info", hang=True, timeout=2))
+    assert "stopped answering" in text and time.monotonic() - start < 15
+
+
+def test_member_with_another_keyfile(mongo_lab: Lab, single: Node) -> None:
+    key = mongo_lab.root / "another-key"
+    key.write_text("another" * 10)
+    key.chmod(0o400)
+    stranger = mongo_lab.node(start=False)
+    stranger.keyfile = key
+    stranger.start()
+    result = replica_set(single, [single, stranger], timeout=4)
+    assert result["failed"] and "same keyFile" in result["msg"] and "Authentication failed" in result["msg"], result
+    done(replica_set(single, [single]), True)
+    fresh = mongo_lab.node()
+    assert "same keyFile" in failed(replica_set(fresh, [fresh, stranger], login_user=None, login_password=None))
+    assert info(fresh)["state"] == "UNINITIATED"

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
+import ssl
 import subprocess
 import sys
+import time
 import typing as t
 
 import pytest
-from fixtures_oneapi import ACCESS_TOKEN, REPO, ROOT_PASSWORD, OneApi, run_module, run_together
+import yaml
+from ansible_collections.selfhosted.fastgpt.plugins.modules import oneapi_token
+from fixtures_oneapi import ACCESS_TOKEN, REPO, ROOT_PASSWORD, Certificates, OneApi, run_module, run_together, tls_front
 
 KEY = "sk-" + "a1b2c3d4" * 6
 KEY2 = "sk-" + "ffff0000" * 6
@@ -38,7 +43,7 @@ class TestClient:
             assert "127.0.0.1:9" in result["msg"]
             assert "Is One-API running" in result["msg"]
 
-    @pytest.mark.parametrize("url", ["gpu-1:3000", "", "ftp://x"])
+    @pytest.mark.parametrize("url", ["gpu-1:3000", "", "ftp://x", "http://[::1", "http://a:99999", "http://a b"])
     def test_url_must_be_one(self, url: str) -> None:
         result = run_module("oneapi_option", {"url": url, "access_token": "x", "options": {}})
         assert result["failed"]
@@ -123,6 +128,48 @@ class TestClient:
         assert result["failed"]
         assert "root of One-API" in result["msg"]
 
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            ("html", ["web page", "proxy"]),
+            ("bad_gateway", ["HTTP 502", "5 times"]),
+            ("redirect", ["redirect to sso.example.com/login", "proxy"]),
+            ("500", ["HTTP 500"]),
+            ("refuse", ["database is locked"]),
+            ("truncate", ["bytes are missing"]),
+            ("drop_before", ["tries"]),
+        ],
+    )
+    def test_what_a_broken_proxy_says_is_told_by_each_module(self, oneapi_shared: OneApi, quick_retries: None, kind: str, words: list[str]) -> None:
+        for name, more in (
+            ("oneapi_channel", {"channels": [channel()]}),
+            ("oneapi_token", {"name": "fastgpt"}),
+            ("oneapi_option", {"options": {"RegisterEnabled": False}}),
+            ("oneapi_user", {"password": ROOT_PASSWORD}),
+        ):
+            oneapi_shared.faults({"kind": kind, "times": 1000})
+            result = run_module(name, oneapi_shared.args(**more))
+            assert result["failed"], name
+            assert oneapi_shared.url in result["msg"]
+            assert [word for word in words if word in result["msg"]] == words, result["msg"]
+            assert "next=secret" not in result["output"]
+
+    def test_a_proxy_that_stumbles_is_waited_for(self, oneapi_shared: OneApi, quick_retries: None) -> None:
+        oneapi_shared.faults({"kind": "bad_gateway", "times": 3})
+        result = run_module("oneapi_channel", oneapi_shared.args(channels=[channel()]))
+        assert not result["failed"], result
+        assert len(oneapi_shared.channels()) == 1
+
+    def test_a_slow_read(self, oneapi_shared: OneApi, quick_retries: None) -> None:
+        oneapi_shared.faults({"method": "GET", "path_regex": "search", "kind": "slow", "seconds": 1.5, "times": 1})
+        assert not run_module("oneapi_channel", oneapi_shared.args(channels=[channel()], timeout=1))["failed"]
+
+    @pytest.mark.parametrize("wrong", [{"timeout": 0}, {"rate_limit_wait": -1}, {"client_key": "k"}])
+    def test_settings_that_cannot_be(self, wrong: dict[str, t.Any]) -> None:
+        result = run_module("oneapi_token", {"url": "http://127.0.0.1:9", "access_token": "x", "name": "x", **wrong})
+        assert result["failed"]
+        assert result["msg"].startswith(next(iter(wrong)))
+
     def test_the_real_way_through_ansible(self, oneapi: OneApi) -> None:
         """Packed and sent by Ansible itself, so that the module_utils are found and nothing secret is printed."""
         command = [os.path.join(os.path.dirname(sys.executable), "ansible"), "localhost", "-c", "local", "-vvv", "-D"]
@@ -136,7 +183,86 @@ class TestClient:
         assert ACCESS_TOKEN not in result
 
 
+class TestTls:
+    @pytest.fixture
+    def wanted(self, oneapi_shared: OneApi) -> dict[str, t.Any]:
+        return oneapi_shared.args(channels=[channel()])
+
+    def test_the_right_authority(self, oneapi_shared: OneApi, certificates: Certificates, wanted: dict[str, t.Any]) -> None:
+        with tls_front(oneapi_shared, certificates) as url:
+            for name, more in (
+                ("oneapi_channel", {"channels": [channel()]}),
+                ("oneapi_token", {"name": "fastgpt"}),
+                ("oneapi_option", {"options": {"RetryTimes": 0}}),
+            ):
+                args = {"url": url, "username": "root", "password": "123456", "ca_path": certificates["ca"], **more}
+                assert not run_module(name, args)["failed"]
+            assert run_module("oneapi_user", {"url": url, "password": "wrong-pass", "password_previous": [], "ca_path": certificates["ca"]})["failed"]
+        assert len(oneapi_shared.channels()) == len(oneapi_shared.tokens()) == 1
+
+    @pytest.mark.parametrize("authority", ["other_ca", None])
+    def test_a_wrong_authority(self, oneapi_shared: OneApi, certificates: Certificates, wanted: dict[str, t.Any], authority: str | None) -> None:
+        oneapi_shared.take_requests()
+        with tls_front(oneapi_shared, certificates) as url:
+            more = {"ca_path": certificates[authority]} if authority else {}
+            result = run_module("oneapi_channel", {**wanted, "url": url, **more})
+            assert result["failed"]
+            assert "ca_path" in result["msg"]
+            assert oneapi_shared.take_requests() == []
+            assert not run_module("oneapi_channel", {**wanted, "url": url, "validate_certs": False, **more})["failed"]
+
+    def test_another_host_name(self, oneapi_shared: OneApi, certificates: Certificates, wanted: dict[str, t.Any]) -> None:
+        with tls_front(oneapi_shared, certificates) as url:
+            result = run_module("oneapi_channel", {**wanted, "url": url.replace("127.0.0.1", "localhost"), "ca_path": certificates["ca"]})
+        assert result["failed"]
+        assert "host name" in result["msg"]
+
+    @pytest.mark.parametrize("latest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_a_client_certificate(
+        self, oneapi_shared: OneApi, certificates: Certificates, quick_retries: None, wanted: dict[str, t.Any], latest: ssl.TLSVersion
+    ) -> None:
+        oneapi_shared.take_requests()
+        with tls_front(oneapi_shared, certificates, ask_client=True, latest=latest) as url:
+            args = {**wanted, "url": url, "ca_path": certificates["ca"]}
+            for more in ({}, {"client_cert": certificates["stranger"], "client_key": certificates["stranger_key"]}):
+                result = run_module("oneapi_channel", {**args, **more})
+                assert result["failed"]
+                assert "client_cert" in result["msg"], result["msg"]
+            assert oneapi_shared.take_requests() == []
+            assert run_module("oneapi_channel", {**args, "client_cert": certificates["client"], "client_key": certificates["client_key"]})["changed"]
+            assert not run_module("oneapi_channel", {**args, "client_cert": certificates["client_both"]})["failed"]
+
+    @pytest.mark.parametrize(
+        ("files", "words"),
+        [
+            ({"ca_path": "absent"}, "No such file"),
+            ({"ca_path": "client_key"}, "not usable for TLS"),
+            ({"client_cert": "client", "client_key": "absent"}, "client_key: "),
+            ({"client_cert": "client", "client_key": "stranger_key"}, "not usable for TLS"),
+            ({"client_cert": "client", "client_key": "client_locked"}, "passphrase"),
+        ],
+    )
+    def test_files_that_do_not_fit(self, certificates: Certificates, files: dict[str, str], words: str) -> None:
+        started = time.monotonic()
+        args = {"url": "https://127.0.0.1:9", "access_token": "x", "name": "x", **{option: certificates[name] for option, name in files.items()}}
+        result = run_module("oneapi_token", args)
+        assert result["failed"]
+        assert words in result["msg"]
+        assert str(certificates.directory) in result["msg"]
+        assert time.monotonic() - started < 2
+
+    def test_plain_http_where_https_is_meant_and_the_other_way_round(self, oneapi_shared: OneApi, certificates: Certificates, quick_retries: None) -> None:
+        with tls_front(oneapi_shared, certificates) as url:
+            assert run_module("oneapi_token", oneapi_shared.args(url=url.replace("https", "http"), name="x"))["failed"]
+        result = run_module("oneapi_token", oneapi_shared.args(url=oneapi_shared.url.replace("http", "https"), name="x"))
+        assert "speak https" in result["msg"]
+
+
 # -- oneapi_user -----------------------------------------------------------------------------------------------------------
+
+
+def logins(server: OneApi) -> int:
+    return len([line for line in server.take_requests() if "/api/user/login" in line])
 
 
 class TestUser:
@@ -223,6 +349,53 @@ class TestUser:
         assert run_module("oneapi_user", gone)["changed"]
         assert not oneapi.login("guest-pass-2", "guest")
         assert not run_module("oneapi_user", gone)["changed"]
+
+    def test_no_login_where_the_password_is_not_looked_at(self, oneapi: OneApi) -> None:
+        oneapi.take_requests()
+        for check, changed in ((True, True), (False, True), (False, False), (True, False)):
+            result = run_module("oneapi_user", oneapi.args(name="guest", password="guest-pass-1", password_policy="on_create"), check=check)
+            assert result["changed"] == changed, result
+        root = run_module("oneapi_user", oneapi.args(password=ROOT_PASSWORD, password_policy="on_create", return_access_token=True))
+        assert (root["changed"], root["verified"], root["access_token"]) == (False, False, "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER")
+        assert root["requests"] <= 3
+        if not oneapi.real:
+            assert logins(oneapi) == 0
+        assert oneapi.login("guest-pass-1", "guest")
+        assert oneapi.login("123456")
+        result = run_module("oneapi_user", {"url": oneapi.url, "password": ROOT_PASSWORD, "password_policy": "on_create"})
+        assert result["failed"]
+        assert "access_token" in result["msg"]
+
+    @pytest.mark.parametrize("kind", ["drop_after_write", "500", "truncate"])
+    def test_a_lost_answer_to_the_login_costs_one_more_at_most(self, oneapi: OneApi, quick_retries: None, kind: str) -> None:
+        oneapi.take_requests()
+        oneapi.faults({"path_regex": "^/api/user/login", "kind": kind, "times": 1})
+        result = run_module("oneapi_token", {"url": oneapi.url, "password": "123456", "name": "x"})
+        assert not result["failed"], result
+        oneapi.faults({"path_regex": "^/api/user/login", "kind": kind, "times": 100})
+        assert run_module("oneapi_token", {"url": oneapi.url, "password": "123456", "name": "x"})["failed"]
+        assert logins(oneapi) <= 4
+
+    def test_two_rotations_at_once_end_in_one_state(self, oneapi: OneApi) -> None:
+        args = {"url": oneapi.url, "password": ROOT_PASSWORD}
+        results = run_together("oneapi_user", args, args, args)
+        assert not [result for result in results if result["failed"]], results
+        assert oneapi.login(ROOT_PASSWORD)
+
+    def test_two_creations_at_once_end_in_one_state(self, oneapi: OneApi) -> None:
+        args = oneapi.args(name="guest", password="guest-pass-1")
+        results = run_together("oneapi_user", args, args)
+        assert not [result for result in results if result["failed"]], results
+        assert oneapi.login("guest-pass-1", "guest")
+
+    @pytest.mark.parametrize("kind", ["drop_before", "drop_after_write", "500", "truncate", "refuse"])
+    def test_a_lost_answer_to_the_creation(self, oneapi: OneApi, quick_retries: None, kind: str) -> None:
+        oneapi.faults({"method": "POST", "path_regex": "^/api/user/$", "kind": kind, "times": 1})
+        args = oneapi.args(name="guest", password="guest-pass-1")
+        result = run_module("oneapi_user", args)
+        assert result["failed"] == (kind == "refuse"), result
+        assert not run_module("oneapi_user", args)["failed"]
+        assert oneapi.login("guest-pass-1", "guest")
 
     def test_root_is_not_deleted(self, oneapi: OneApi) -> None:
         result = run_module("oneapi_user", oneapi.args(state="absent"))
@@ -316,6 +489,23 @@ class TestOption:
         result = run_module("oneapi_option", oneapi.args(options={"Theme": "none-such"}))
         assert result["failed"]
         assert "option Theme" in result["msg"]
+
+    @pytest.mark.parametrize("kind", ["drop_before", "drop_after_write", "500", "truncate"])
+    def test_answers_lost(self, oneapi: OneApi, quick_retries: None, kind: str) -> None:
+        oneapi.faults({"method": "PUT", "kind": kind, "times": 2}, {"method": "GET", "kind": kind, "times": 2})
+        result = run_module("oneapi_option", oneapi.args(options={"RetryTimes": 4, "SystemName": "x"}))
+        assert not result["failed"], result
+        assert (oneapi.options()["RetryTimes"], oneapi.options()["SystemName"]) == ("4", "x")
+
+    def test_two_runs_at_once_lose_no_price(self, oneapi: OneApi) -> None:
+        """The server replaces the whole mapping, so each run undoes what the other merged in between."""
+        results = run_together("oneapi_option", *[oneapi.args(options={"ModelRatio": {f"m{number}": number}}) for number in range(3)])
+        assert not [result for result in results if result["failed"]], results
+        stored = json.loads(oneapi.options()["ModelRatio"])
+        again = [run_module("oneapi_option", oneapi.args(options={"ModelRatio": {f"m{number}": number}})) for number in range(3)]
+        assert not [result for result in again if result["failed"]]
+        assert {"m0": 0, "m1": 1, "m2": 2}.items() <= json.loads(oneapi.options()["ModelRatio"]).items()
+        assert len(stored) > 3
 
     def test_null_is_refused(self, oneapi: OneApi) -> None:
         assert "has no value" in run_module("oneapi_option", oneapi.args(options={"SystemName": None}))["msg"]
@@ -516,6 +706,139 @@ class TestChannel:
         assert run_module("oneapi_channel", oneapi.args(channels=[channel()]))["updated"] == ["m3e-large@gpu-1"]
         assert oneapi.served() == {"m3e-large"}
         assert not run_module("oneapi_channel", oneapi.args(channels=[channel()]))["changed"]
+
+    SHADOW: t.ClassVar[dict[str, t.Any]] = {"base_url": "http://gpu-2:6200"}
+
+    def half(self, server: OneApi, method: str, **more: t.Any) -> None:
+        server.faults({"method": method, "path_regex": "^/api/channel/", "kind": "half", **more})
+
+    def routes(self, server: OneApi, name: str = "m3e-large@gpu-1") -> bool:
+        """Whether this very channel is routed to, by switching the others off for a moment."""
+        others = [row for row in server.channels() if row["name"] != name and row["status"] == 1]
+        for row in others:
+            server.api("PUT", "/api/channel/", {"id": row["id"], "status": 2})
+        served = "m3e-large" in server.served()
+        for row in others:
+            server.api("PUT", "/api/channel/", {"id": row["id"], "status": 1})
+        return served
+
+    @pytest.mark.parametrize("drop", [False, True])
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_half_created_in_this_run_is_mended(self, oneapi: OneApi, quick_retries: None, drop: bool, times: int) -> None:
+        """The server writes the row, not the routes, and another channel serves the model, so nobody would see it later."""
+        run_module("oneapi_channel", oneapi.args(channels=[channel("m3e-large@gpu-2", **self.SHADOW)]))
+        wanted = [channel("m3e-large@gpu-2", **self.SHADOW), channel()]
+        self.half(oneapi, "POST", times=1, drop=drop)
+        if times == 2:
+            rules: list[dict[str, t.Any]] = [{"method": method, "path_regex": "^/api/channel/", "kind": "half", "drop": drop} for method in ("POST", "PUT")]
+            oneapi.faults(*rules)
+        result = run_module("oneapi_channel", oneapi.args(channels=wanted))
+        assert not result["failed"], result
+        assert len(oneapi.channels()) == 2
+        assert self.routes(oneapi)
+        assert not run_module("oneapi_channel", oneapi.args(channels=wanted))["changed"]
+
+    @pytest.mark.parametrize("change", [{}, {"priority": 3}])
+    def test_what_could_not_be_finished_is_seen_by_the_next_run(self, oneapi: OneApi, quick_retries: None, change: dict[str, t.Any]) -> None:
+        other = channel("m3e-large@gpu-2", **self.SHADOW)
+        run_module("oneapi_channel", oneapi.args(channels=[other, channel()] if change else [other]))
+        oneapi.faults(*[{"method": method, "path_regex": "^/api/channel/", "kind": "half", "times": 100} for method in ("POST", "PUT")])
+        wanted = [other, channel(**change)]
+        first = run_module("oneapi_channel", oneapi.args(channels=wanted))
+        assert first["failed"]
+        assert "Left switched off until a run succeeds: m3e-large@gpu-1" in first["msg"]
+        oneapi.faults()
+        assert not self.routes(oneapi)
+        assert run_module("oneapi_channel", oneapi.args(channels=wanted))["updated"] == ["m3e-large@gpu-1"]
+        assert self.routes(oneapi)
+        assert not run_module("oneapi_channel", oneapi.args(channels=wanted))["changed"]
+
+    def test_a_refusal_that_wrote_nothing_switches_nothing_off(self, oneapi: OneApi, quick_retries: None) -> None:
+        run_module("oneapi_channel", oneapi.args(channels=[channel()]))
+        oneapi.faults({"method": "PUT", "path_regex": "^/api/channel/", "kind": "refuse", "times": 100})
+        result = run_module("oneapi_channel", oneapi.args(channels=[channel(priority=3)]))
+        assert result["failed"]
+        assert "database is locked" in result["msg"]
+        assert oneapi.served() == {"m3e-large"}
+
+    def test_half_created_long_ago_and_hidden_by_another(self, oneapi: OneApi) -> None:
+        """No answer of the server tells routes by channel: seen by a model of its own, or mended by key_policy=always."""
+        other = channel("m3e-large@gpu-2", **self.SHADOW)
+        run_module("oneapi_channel", oneapi.args(channels=[other]))
+        body = {"type": 8, "name": "m3e-large@gpu-1", "key": KEY, "models": "m3e-large", "base_url": "http://gpu-1:6200", "group": "default", "status": 1}
+        self.half(oneapi, "POST")
+        assert not oneapi.api("POST", "/api/channel/", body)["success"]
+        assert not run_module("oneapi_channel", oneapi.args(channels=[other, channel()]))["changed"]
+        assert not self.routes(oneapi)
+        run_module("oneapi_channel", oneapi.args(channels=[other, channel()], key_policy="always"))
+        assert self.routes(oneapi)
+
+        marked = channel(models=["m3e-large", "m3e-large@gpu-1"])
+        oneapi.api("DELETE", f"/api/channel/{oneapi.channels()[-1]['id']}")
+        self.half(oneapi, "POST")
+        oneapi.api("POST", "/api/channel/", {**body, "models": "m3e-large,m3e-large@gpu-1"})
+        assert run_module("oneapi_channel", oneapi.args(channels=[other, marked]))["updated"] == ["m3e-large@gpu-1"]
+        assert self.routes(oneapi)
+        assert not run_module("oneapi_channel", oneapi.args(channels=[other, marked]))["changed"]
+
+    @pytest.mark.parametrize("drop", [False, True])
+    def test_a_deletion_that_leaves_its_routes_is_finished(self, oneapi: OneApi, quick_retries: None, drop: bool) -> None:
+        run_module("oneapi_channel", oneapi.args(channels=[channel(), channel("old@gpu-1", models=["old"])]))
+        self.half(oneapi, "DELETE", drop=drop)
+        result = run_module("oneapi_channel", oneapi.args(channels=[channel()], purge=True))
+        assert not result["failed"], result
+        assert [item["name"] for item in result["deleted"]] == ["old@gpu-1"]
+        assert oneapi.served() == {"m3e-large"}
+
+    def test_routes_to_no_channel_are_removed(self, oneapi: OneApi) -> None:
+        """Left by a deletion that stopped half-way, or by an update to an id that does not exist."""
+        wanted = [channel("a@x", models=["a"]), channel("old@x", models=["old"]), channel("b@x", models=["b"])]
+        run_module("oneapi_channel", oneapi.args(channels=wanted))
+        ident = next(row["id"] for row in oneapi.channels() if row["name"] == "old@x")
+        oneapi.api("DELETE", f"/api/channel/{ident}")
+        assert oneapi.api("PUT", "/api/channel/", {"id": ident, "status": 1, "group": "default", "models": "old,a"})["success"]
+        assert oneapi.served() == {"a", "b", "old"}
+        left = [wanted[0], wanted[2]]
+        foreseen = run_module("oneapi_channel", oneapi.args(channels=left), check=True)
+        assert (foreseen["changed"], foreseen["orphans"]) == (True, ["old"])
+        assert oneapi.served() == {"a", "b", "old"}
+        done = run_module("oneapi_channel", oneapi.args(channels=left))
+        assert (done["changed"], done["orphans"], done["diff"]) == (True, ["old"], foreseen["diff"])
+        assert oneapi.served() == {"a", "b"}
+        again = run_module("oneapi_channel", oneapi.args(channels=left))
+        assert not again["changed"]
+        assert again["requests"] <= 3
+
+    def test_routes_that_cannot_be_removed_safely_are_told(self, oneapi: OneApi) -> None:
+        """An id above the highest may be one that another run is creating at this moment."""
+        run_module("oneapi_channel", oneapi.args(channels=[channel()]))
+        oneapi.api("PUT", "/api/channel/", {"id": 999999, "status": 1, "group": "default", "models": "ghost"})
+        result = run_module("oneapi_channel", oneapi.args(channels=[channel()]))
+        oneapi.api("DELETE", "/api/channel/999999")
+        assert not result["changed"]
+        assert "ghost" in str(result["warnings"])
+
+    def test_a_creation_that_lands_late(self, oneapi: OneApi, quick_retries: None) -> None:
+        """The answer is lost and the write still on its way while the module looks for it: the next run clears up."""
+        oneapi.faults({"method": "POST", "path_regex": "^/api/channel/", "kind": "late", "seconds": 1})
+        result = run_module("oneapi_channel", oneapi.args(channels=[channel()]))
+        assert not result["failed"], result
+        time.sleep(1.2)
+        assert not run_module("oneapi_channel", oneapi.args(channels=[channel()]))["failed"]
+        (row,) = oneapi.channels()
+        assert oneapi.served() == {"m3e-large"}
+        assert not run_module("oneapi_channel", oneapi.args(channels=[channel()]))["changed"]
+
+    @pytest.mark.parametrize("kind", ["half", "refuse"])
+    def test_a_refusal_while_keys_are_compared(self, oneapi: OneApi, quick_retries: None, kind: str) -> None:
+        run_module("oneapi_channel", oneapi.args(channels=[channel(), channel("m3e-large@gpu-2", **self.SHADOW)]))
+        oneapi.faults({"method": "PUT", "path_regex": "^/api/channel/", "kind": kind})
+        wanted = [channel(key=KEY2), channel("m3e-large@gpu-2", **self.SHADOW)]
+        result = run_module("oneapi_channel", oneapi.args(channels=wanted, key_policy="always"))
+        assert not result["failed"], result
+        ident = oneapi.channels()[0]["id"]
+        assert self.routes(oneapi)
+        assert oneapi.api("PUT", "/api/channel/", {"id": ident})["data"]["key"] == KEY2
 
     @pytest.mark.parametrize("kind", ["drop_before", "drop_after_write", "500", "truncate", "429"])
     @pytest.mark.parametrize("times", [1, 2])
@@ -737,6 +1060,47 @@ class TestToken:
         assert not result["failed"], result
         assert [row["name"] for row in oneapi.tokens()] == ["fastgpt", "new"]
         assert [row["models"] for row in oneapi.tokens()] == ["a", "a"]
+
+    def test_a_refusal_that_passes(self, oneapi: OneApi, quick_retries: None) -> None:
+        """On PostgreSQL the first creation after INITIAL_ROOT_TOKEN is refused, the second is not."""
+        oneapi.faults({"method": "POST", "path_regex": "^/api/token/", "kind": "refuse", "times": 1})
+        assert run_module("oneapi_token", oneapi.args(name="fastgpt"))["key"] == "sk-" + oneapi.tokens()[0]["key"]
+        oneapi.faults({"method": "POST", "path_regex": "^/api/token/", "kind": "refuse", "times": 100})
+        result = run_module("oneapi_token", oneapi.args(name="other"))
+        assert result["failed"]
+        assert "token other" in result["msg"]
+        assert "database is locked" in result["msg"]
+
+    def test_a_creation_that_lands_late(self, oneapi: OneApi, quick_retries: None) -> None:
+        """The key that was told stays the one in use: the late row has the higher id."""
+        oneapi.faults({"method": "POST", "path_regex": "^/api/token/", "kind": "late", "seconds": 1})
+        first = run_module("oneapi_token", oneapi.args(name="fastgpt"))
+        time.sleep(1.2)
+        assert run_module("oneapi_token", oneapi.args(name="fastgpt"))["key"] == first["key"]
+        (row,) = oneapi.tokens()
+        assert first["key"] == "sk-" + row["key"]
+
+    def test_the_example_keeps_the_key_in_a_vault_file(self, oneapi: OneApi, tmp_path: pathlib.Path) -> None:
+        """The documented tasks as they stand, run twice by ansible-playbook; the second run changes nothing."""
+        tasks = yaml.safe_load(oneapi_token.EXAMPLES)
+        tasks = [task for task in tasks if task.get("register") == "fastgpt_token" or "vault file" in task["name"]]
+        assert len(tasks) == 2
+        tasks[0]["selfhosted.fastgpt.oneapi_token"]["url"] = oneapi.url
+        target = tmp_path / "group_vars" / "all" / "vault_fastgpt_key.yml"
+        target.parent.mkdir(parents=True)
+        (tmp_path / "hosts").write_text("localhost ansible_connection=local\n")
+        (tmp_path / "password").write_text("vault-pass-1")
+        (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+        command = [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", str(tmp_path / "hosts"), str(tmp_path / "play.yml")]
+        command += ["--vault-password-file", str(tmp_path / "password"), "-e", f"ansible_python_interpreter={sys.executable}"]
+        command += ["-e", f"oneapi_root_access_token={ACCESS_TOKEN} vault_password=vault-pass-1", "-vv", "-D"]
+        for changed in (2, 0):
+            done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert f"changed={changed} " in done.stdout
+            assert oneapi.tokens()[0]["key"] not in done.stdout
+        assert target.read_text().startswith("$ANSIBLE_VAULT;")
+        assert target.stat().st_mode & 0o777 == 0o600
 
     def test_two_runs_at_once_tell_the_same_key(self, oneapi: OneApi) -> None:
         args = oneapi.args(name="fastgpt", models=["a"])

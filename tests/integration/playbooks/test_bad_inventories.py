@@ -65,8 +65,20 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "unknown model": (_server(1, model="M3E-bas"), [("model_servers[1].model", "M3E-bas", "did you mean M3E-base")]),
     "unknown key": (_server(0, colour="red"), [("model_servers[0].colour", "red", "Remove it", "quantize_bit")]),
     "width not served": (_server(0, quantize_bit=8), [("model_servers[0].quantize_bit", "8", "What works: quantize_bit: 16")]),
-    "model for GPUs only": (_server(0, model="Baichuan2-7B-Chat"), [("model_servers[0].model", "Baichuan2-7B-Chat", "later release", "Qwen2.5-1.5B-Instruct")]),
-    "engine for GPUs only": (_server(0, gpus=[0]), [("model_servers[0].gpus", "[0]", "later release", "What works", "gpus: []")]),
+    "engine of no CPU": (_server(0, engine="vllm"), [("model_servers[0].engine", "vllm", "What works", "gpus: auto or [0] (vllm on GPU)")]),
+    "width of another engine": (
+        _server(0, model="Baichuan2-7B-Chat", quantize_bit=8, engine="vllm", gpus=[0]),
+        [("model_servers[0].quantize_bit", "8", "What works", "quantize_bit: 8 with gpus: auto or [0] (legacy_chat on GPU)")],
+    ),
+    "code that moves": (
+        _server(0, model="ChatGLM2-6B", weights={"source": "modelscope", "id": "ZhipuAI/chatglm2-6b", "revision": "master"}),
+        [("model_servers[0].weights.revision", "master", "runs code of its repository", "Name the commit")],
+    ),
+    "code of an archive": (
+        _server(0, model="ChatGLM2-6B", weights={"source": "url", "url": "http://192.0.2.9/chatglm2.tar"}),
+        [("model_servers[0].weights.sha256", "must be pinned", "Add its sha256")],
+    ),
+    "certificate without a key": (_vars(model_server_tls_certificate="cert"), [("model_server_tls_certificate", "both a certificate and its key"), ("PEM",)]),
     "gpus of a wrong type": (_server(0, gpus="yes"), [("model_servers[0].gpus", "yes", "auto")]),
     "no chat model": (_without_server(0), [("model_servers", "kind chat", "Qwen2.5-1.5B-Instruct")]),
     "no embedding model": (_without_server(1), [("model_servers", "kind embedding", "M3E-")]),

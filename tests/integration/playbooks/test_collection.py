@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import tarfile
+import typing as t
 
 import pytest
+import yaml
 from conftest import Inventory
 from sflab.runs import ROOT
 
@@ -101,3 +104,86 @@ def test_the_installed_plan_accepts_and_refuses(installed: pathlib.Path, tmp_pat
     inventory.write(tmp_path / "hosts.yml")
     with pytest.raises(AssertionError, match="did you mean M3E-base"):
         _run(command, tmp_path, ANSIBLE_COLLECTIONS_PATH=str(installed))
+
+
+# -- docs/examples
+
+MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yml"))
+PREFIX = "selfhosted.fastgpt."
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[str, dict[str, t.Any]]:
+    """The options of every module, as ansible-doc tells them."""
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"), "ANSIBLE_NOCOLOR": "1"}
+    command = [str(BIN / "ansible-doc"), "-t", "module", "-j", *(PREFIX + name for name in MODULES)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return {name: data["doc"]["options"] for name, data in json.loads(result.stdout).items()}
+
+
+def tasks_of(item: t.Any, defaults: dict[str, t.Any]) -> t.Iterator[tuple[str, dict[str, t.Any], dict[str, t.Any]]]:
+    """Every task that uses a module of ours: its name, its arguments, and the module_defaults that it gets."""
+    if isinstance(item, list):
+        for each in item:
+            yield from tasks_of(each, defaults)
+    elif isinstance(item, dict):
+        own = {**defaults, **(item.get("module_defaults") or {}).get(f"group/{PREFIX}all", {})}
+        for key, value in item.items():
+            if key.startswith(PREFIX) and key.removeprefix(PREFIX) in MODULES:
+                yield key, value or {}, own
+            elif key in ("tasks", "pre_tasks", "post_tasks", "handlers", "block", "rescue", "always"):
+                yield from tasks_of(value, own)
+
+
+def faults_in(arguments: dict[str, t.Any], options: dict[str, t.Any], where: str, defaults: t.Collection[str] = ()) -> list[str]:
+    """What the options of a module, or of a dictionary inside one, do not allow."""
+    names = {alias: name for name, option in options.items() for alias in (name, *option.get("aliases", []))}
+    found = [f"{where}.{key}: there is no such option" for key in arguments if key not in names]
+    there = {names.get(key, key) for key in (*arguments, *defaults)}
+    found += [f"{where}.{name}: is required" for name, option in options.items() if option.get("required") and name not in there]
+    for key, value in arguments.items():
+        option = options.get(names.get(key, ""))
+        if option is None or isinstance(value, str) and "{{" in value:
+            continue
+        if "choices" in option and value not in option["choices"]:
+            found.append(f"{where}.{key}: {value!r} is none of {option['choices']}")
+        if (option.get("type") == "list") != isinstance(value, list) or (option.get("type") == "dict") != isinstance(value, dict):
+            found.append(f"{where}.{key}: {value!r} is no {option.get('type')}")
+        elif option.get("suboptions"):
+            for index, each in enumerate(value if isinstance(value, list) else [value]):
+                found += faults_in(each, option["suboptions"], f"{where}.{key}[{index}]")
+    return found
+
+
+def test_every_module_is_shown_in_an_example() -> None:
+    shown = {name for path in EXAMPLES for name, _arguments, _defaults in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8")), {})}
+    assert [name for name in MODULES if PREFIX + name not in shown] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_give_options_that_exist(path: pathlib.Path, documented: dict[str, dict[str, t.Any]]) -> None:
+    found = []
+    for name, arguments, defaults in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8")), {}):
+        found += faults_in(arguments, documented[name], name, defaults)
+        # a default that one of the group's modules does not know fails its task
+        known = {alias for option, spec in documented[name].items() for alias in (option, *spec.get("aliases", []))}
+        found += [f"{name}: module_defaults.{key}: there is no such option" for key in defaults if key not in known]
+    assert found == []
+
+
+def test_examples_with_faults_are_found(documented: dict[str, dict[str, t.Any]]) -> None:
+    play = [{"block": [{f"{PREFIX}oneapi_channel": {"url": "u", "chanels": [], "channels": [{"nme": "x"}], "key_policy": "never", "purge": ["x"]}}]}]
+    ((name, arguments, _defaults),) = tasks_of(play, {})
+    assert sorted(faults_in(arguments, documented[name], "m")) == [
+        "m.chanels: there is no such option",
+        "m.channels[0].name: is required",
+        "m.channels[0].nme: there is no such option",
+        "m.key_policy: 'never' is none of ['on_create', 'always']",
+        "m.purge: ['x'] is no bool",
+    ]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_can_be_read(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    _run(["ansible-playbook", "--syntax-check", "-i", "localhost,", str(path)], tmp_path, ANSIBLE_COLLECTIONS_PATH=str(ROOT / ".collections"))

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes the .txt locks from the .in files: Linux, CPython 3.11 to 3.13, x86_64 and aarch64, wheels only, every file by hash.
+# Writes the .txt locks from the .in files (of the engines named, else of all): Linux, CPython 3.11 to 3.13, x86_64 and aarch64,
+# wheels only, every file by hash.
 # Needs uv (model_server_uv_version) on PATH and a package index. No index address may end up in a lock.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,9 +19,9 @@ environments = [
 ]
 TOML
 cd "$work"
-for name in infinity transformers hub; do
+for name in ${*:-infinity transformers legacy_chat hub}; do
   cp overrides.txt overrides-now.txt
-  if [ "$name" = transformers ]; then grep -v '^numpy' overrides.txt > overrides-now.txt; fi
+  case $name in transformers | legacy_chat) grep -v '^numpy' overrides.txt > overrides-now.txt ;; esac
   uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes --no-header --no-annotate \
     --no-emit-index-url --no-emit-find-links --override overrides-now.txt "$name.in" --output-file "$name.lock"
   # Linux, CPython and the machine are given; of the markers only the Python version says something.

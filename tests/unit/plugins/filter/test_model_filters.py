@@ -14,9 +14,9 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.filter.fastgpt_models import fastgpt_models
-from ansible_collections.selfhosted.fastgpt.plugins.filter.gpu_placement import gpu_placement
 from ansible_collections.selfhosted.fastgpt.plugins.filter.image_ref import image_ref
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
+from ansible_collections.selfhosted.fastgpt.plugins.filter.model_engines import model_engines
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_server_faults import model_server_faults
 from ansible_collections.selfhosted.fastgpt.plugins.filter.oneapi_channels import oneapi_channels
 from hypothesis import given
@@ -58,7 +58,36 @@ def test_card_is_whole(card):
     assert ("dimensions" in card) == (card["kind"] == "embedding")
     if card["kind"] == "chat":
         assert card["kv_bytes_per_token"] > 0 and card["max_response"] < card["context"]
-    assert all(engine["device"] in ("cpu", "gpu") and isinstance(engine["available"], bool) for engine in card["engines"])
+    assert 0 <= card.get("parameters_unquantized_billion", 0) < card["parameters_billion"]
+    assert (min(widths) < 16) == ("parameters_unquantized_billion" in card)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card["name"])
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_every_combination_of_the_catalogue_is_accepted(card, source):
+    for engine in card["engines"]:
+        assert set(engine) <= {
+            "name", "device", "quantize_bits", "image", "quantization", "gpus_max", "reserve_gb", "compute_capability_min", "driver_min", "on_request",
+            "chat_template", "mend_tokenizer",
+        }  # fmt: skip
+        for width in engine["quantize_bits"]:
+            for gpus in ([], ["auto"]) if engine["device"] == "cpu" else ([0], ["auto"]):
+                server = {"model": card["name"], "port": 8001, "quantize_bit": width, "gpus": gpus if gpus != ["auto"] else "auto", "engine": engine["name"]}
+                if gpus == ["auto"] and engine.get("on_request"):
+                    continue
+                assert model_server_faults([server], CARDS, weights_source=source) == []
+
+
+def test_the_readme_has_the_catalogue():
+    """The README's table is what the cards say."""
+    text = (ROOT / "roles/model_cards/README.md").read_text()
+    for card in CARDS:
+        ways: dict[tuple[str, str], list[int]] = {}
+        for engine in card["engines"]:
+            ways.setdefault((engine["name"], engine["device"].upper()), []).extend(engine["quantize_bits"])
+        bits = {way: ", ".join(str(width) for width in sorted(set(widths), reverse=True)) for way, widths in ways.items()}
+        served = "; ".join(f"{name} on {device}, {widths} bit" for (name, device), widths in bits.items())
+        assert f"| {card['name']} | {card['kind']} | {card['context']} | {card.get('dimensions', '')} | {served} |".replace("|  |", "| |") in text
 
 
 def test_memory_tables_of_the_tutorial():
@@ -182,9 +211,59 @@ def test_endpoint_keys_during_a_rotation_and_without_a_master():
     assert all(endpoint["keys"] == [] for endpoint in model_endpoints(SERVERS, CARDS, ADDRESSES))
 
 
-def test_endpoint_of_a_model_that_only_a_gpu_serves_has_no_engine():
-    (found,) = model_endpoints({"g": [{"model": "Baichuan2-7B-Chat", "port": 8001, "gpus": [0]}]}, CARDS, {"g": "10.0.0.1"})
-    assert found["engine"] == "" and found["device"] == ""
+def test_endpoint_before_and_after_a_look_at_the_gpus():
+    servers = {"g": [{"model": "Qwen3-4B-Instruct-2507", "port": 8001}, {"model": "M3E-large", "port": 8002}]}
+    gpu = {"index": 0, "name": "NVIDIA L4", "memory_mb": 23034, "compute_capability": "8.9", "driver_version": "580.173.02"}
+    before = model_endpoints(servers, CARDS, {"g": "10.0.0.1"}, MASTER)
+    after = model_endpoints(servers, CARDS, {"g": "10.0.0.1"}, MASTER, gpus={"g": [gpu]})
+    none = model_endpoints(servers, CARDS, {"g": "10.0.0.1"}, MASTER, gpus={"g": []})
+    assert [(one["engine"], one["environment"], one["device"], one["gpus"]) for one in before] == [
+        ("transformers", "transformers", "cpu", []),
+        ("infinity", "infinity", "cpu", []),
+    ]
+    assert [(one["engine"], one["environment"], one["device"], one["gpus"]) for one in after] == [
+        ("vllm", "", "gpu", [0]),
+        ("infinity", "infinity-gpu", "gpu", [0]),
+    ]
+    assert after[0]["engine_entry"]["image"] == "v0.33.0" and 0.3 < after[0]["gpu_memory_fraction"] < 0.92
+    assert after[0]["gpu_memory_gb"] > after[0]["need_gb"] > 0 and after[1]["note"] == ""
+    assert [one["note"] for one in none] == ["the host has no GPU"] * 2 and [one["device"] for one in none] == ["cpu", "cpu"]
+    changing = {"engine", "engine_entry", "environment", "device", "gpus", "gpu_memory_gb", "cache_gb", "gpu_memory_fraction", "need_gb", "ram_gb", "note"}
+    for other in (after, none):
+        assert [{key: one[key] for key in one if key not in changing} for one in before] == [
+            {key: one[key] for key in one if key not in changing} for one in other
+        ], "what the gateway and FastGPT are told needs no facts"
+
+
+def test_endpoints_of_a_host_whose_models_do_not_fit():
+    small = {"index": 0, "name": "NVIDIA T4", "memory_mb": 15360, "compute_capability": "7.5", "driver_version": "580.173.02"}
+    with pytest.raises(AnsibleFilterError, match="g: model_servers: gpus: these models do not fit"):
+        model_endpoints({"g": [{"model": "Baichuan2-13B-Chat", "port": 8001}]}, CARDS, {"g": "10.0.0.1"}, gpus={"g": [small]})
+    with pytest.raises(AnsibleFilterError, match="gpus: "):
+        model_endpoints({}, CARDS, {}, gpus=[small])
+
+
+def test_endpoint_behind_a_door_with_tls():
+    found = model_endpoints(SERVERS, CARDS, ADDRESSES, tls_hosts=["gpu-2"])
+    assert [one["url"] for one in found if one["host"] == "gpu-2"] == ["https://10.0.0.2:8002"]
+    assert all(one["url"].startswith("http://") for one in found if one["host"] == "gpu-1")
+
+
+@pytest.mark.parametrize(
+    ("servers", "engines"),
+    [
+        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 1, "gpus": []}], ["transformers"]),
+        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 1}], ["transformers", "vllm"]),
+        ([{"model": "ChatGLM2-6B", "port": 1}, {"model": "M3E-large", "port": 2}], ["infinity", "legacy_chat"]),
+        ([{"model": "Baichuan2-7B-Chat", "port": 1, "quantize_bit": 8}], ["legacy_chat"]),
+        ([{"model": "Baichuan2-7B-Chat", "port": 1, "engine": "legacy_chat"}], ["legacy_chat"]),
+        ([{"model": ["x"]}, 5, {"model": "no such"}, {}], []),
+        ("Qwen2.5-1.5B-Instruct", []),
+        (None, []),
+    ],
+)
+def test_engines_that_a_host_could_use(servers, engines):
+    assert model_engines(servers, CARDS) == engines
 
 
 def test_later_cards_win():
@@ -261,24 +340,6 @@ def test_fastgpt_overrides():
             fastgpt_models(endpoints(), version)
 
 
-# ---- gpu_placement
-
-
-def test_gpu_placement():
-    servers = SERVERS["gpu-1"]
-    assert gpu_placement(servers, CARDS) == {8001: [], 8002: [], 8003: []}
-    with pytest.raises(AnsibleFilterError, match="no available engine"):
-        gpu_placement([{"model": "Baichuan2-7B-Chat", "port": 1}], CARDS, [{"index": 0}])
-    with pytest.raises(AnsibleFilterError, match=r"gpus: \[\]"):
-        gpu_placement([{"model": "M3E-large", "port": 1, "gpus": [0]}], CARDS, [{"index": 0}])
-    with pytest.raises(AnsibleFilterError, match="did you mean"):
-        gpu_placement([{"model": "M3E-larg", "port": 1}], CARDS)
-    card = {"name": "g", "kind": "chat", "context": 1, "engines": [{"name": "vllm", "device": "gpu"}]}
-    assert gpu_placement([{"model": "g", "port": 1, "gpus": [1]}], [card], [{"index": 0}, {"index": 1}]) == {1: [1]}
-    with pytest.raises(AnsibleFilterError, match="the host has the GPUs"):
-        gpu_placement([{"model": "g", "port": 1, "gpus": [2]}], [card], [{"index": 0}])
-
-
 # ---- model_server_faults
 
 GOOD = [
@@ -315,7 +376,6 @@ def one(item, **more):
         (one({"quantize_bit": "16"}), "model_servers[0].quantize_bit", "16, 8 or 4"),
         (one({"quantize_bit": True}), "model_servers[0].quantize_bit", "16, 8 or 4"),
         (one({"quantize_bit": 8}), "model_servers[0].quantize_bit", "quantize_bit: 16 with gpus: [] (infinity on CPU)"),
-        (one({"gpus": [0]}), "model_servers[0].gpus", "infinity on GPUs comes in a later release"),
         (one({"gpus": 0}), "model_servers[0].gpus", "must be auto"),
         (one({"gpus": "all"}), "model_servers[0].gpus", "must be auto"),
         (one({"gpus": [0, 0]}), "model_servers[0].gpus", "different"),
@@ -339,18 +399,86 @@ def one(item, **more):
         ([{"model": "bge-reranker-base", "port": 8003}, {"model": "M3E-large", "port": 18003}], "model_servers[1].port", "port 18003"),
         (one({}) + one({"port": 8005}), "model_servers[1].model", "on this host already"),
         (
-            [{"model": "Baichuan2-7B-Chat", "port": 8001}],
-            "model_servers[0].model",
-            "later release (vllm, legacy_chat). Choose a chat model that this release serves: Qwen2.5",
+            [{"model": "Qwen2.5-1.5B-Instruct", "port": 8001, "quantize_bit": 4}],
+            "model_servers[0].quantize_bit",
+            "What works: quantize_bit: 16 with gpus: [] (transformers on CPU); quantize_bit: 16 with gpus: auto or [0] (vllm on GPU).",
         ),
-        ([{"model": "ChatGLM2-6B", "port": 8001, "quantize_bit": 4, "gpus": [0]}], "model_servers[0].model", "later release (legacy_chat)"),
-        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 8001, "engine": "vllm"}], "model_servers[0].engine", "vllm on GPUs comes in a later release"),
+        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 8001, "engine": "vllm", "gpus": []}], "model_servers[0].engine", "on this placement"),
+        (
+            [{"model": "Baichuan2-7B-Chat", "port": 8001, "quantize_bit": 8, "engine": "vllm"}],
+            "model_servers[0].quantize_bit",
+            "8 with gpus: auto or [0] (legacy_chat",
+        ),
+        ([{"model": "ChatGLM2-6B", "port": 8001, "gpus": [], "engine": "vllm"}], "model_servers[0].engine", "no such engine"),
+        (
+            [{"model": "ChatGLM2-6B", "port": 8001, "weights": {"source": "modelscope", "id": "ZhipuAI/chatglm2-6b", "revision": "master"}}],
+            "model_servers[0].weights.revision",
+            "runs code of its repository on modelscope, and this revision moves",
+        ),
+        (
+            [{"model": "ChatGLM2-6B", "port": 8001, "weights": {"source": "huggingface", "id": "example/fork"}}],
+            "model_servers[0].weights.revision",
+            "Name the commit",
+        ),
+        ([{"model": "ChatGLM2-6B", "port": 8001, "weights": {"source": "url", "url": "http://h/x.tar"}}], "model_servers[0].weights.sha256", "must be pinned"),
     ],
 )
 def test_server_faults(servers, variable, words):
     found = model_server_faults(servers, CARDS, "gpu-1")
     assert len(found) == 1, found
     assert found[0].startswith(f"gpu-1: {variable}: ") and words in found[0] and found[0].endswith("."), found[0]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        None,
+        {"source": "modelscope", "id": "ZhipuAI/chatglm2-6b"},
+        {"source": "huggingface", "id": "example/fork", "revision": "0" * 40},
+        {"source": "path", "path": "/srv/chatglm2"},
+        {"source": "url", "url": "http://h/x.tar", "sha256": "a" * 64},
+    ],
+)
+def test_pinned_code_is_accepted(weights):
+    assert model_server_faults([{"model": "ChatGLM2-6B", "port": 8001, "weights": weights}], CARDS) == []
+
+
+def test_code_of_a_card_that_names_a_branch():
+    card = {**BY_NAME["ChatGLM2-6B"], "name": "mine", "weights": {"modelscope": {"id": "a/b", "revision": "master"}, "huggingface": {"id": "a/b"}}}
+    servers = [{"model": "mine", "port": 8001}]
+    for source in ("modelscope", "huggingface"):
+        (found,) = model_server_faults(servers, [*CARDS, card], weights_source=source)
+        assert "model_servers[0].weights.revision" in found and source in found
+    assert model_server_faults(servers, [*CARDS, card], weights_source="") == [], "an archive of one's own"
+    assert model_server_faults([{"model": "mine", "port": 8001}], [{**card, "trust_remote_code": False}]) == []
+
+
+def test_placement_is_among_the_faults_when_the_gpus_are_known():
+    servers = [{"model": "Baichuan2-7B-Chat", "port": 8001}]
+    assert model_server_faults(servers, CARDS, "gpu-1") == []
+    (found,) = model_server_faults(servers, CARDS, "gpu-1", gpus=[])
+    assert found.startswith("gpu-1: model_servers[0].gpus: ") and "no NVIDIA GPU" in found and "gpus: [] (legacy_chat on CPU, slow)" in found
+    assert len(model_server_faults([{**servers[0], "port": 1}], CARDS, gpus=[])) == 1, "a list with faults is not placed"
+
+
+@pytest.mark.parametrize(
+    ("engines", "words"),
+    [
+        ([{"name": "tgi", "device": "gpu", "quantize_bits": [16]}], "not one of transformers, vllm, legacy_chat, infinity"),
+        ([{"name": "vllm", "device": "cpu", "quantize_bits": [16], "image": "v1"}], "runs on gpu only"),
+        ([{"name": "vllm", "device": "gpu", "quantize_bits": [16]}], "vllm without an image"),
+        ([{"name": "vllm", "device": "gpu", "quantize_bits": [16, 8], "image": "v1", "quantization": {4: "awq"}}], "8 bit and no quantization"),
+        ([{"name": "transformers", "device": "cpu", "quantize_bits": [4]}], "of which it can do 16"),
+        ([{"name": "transformers", "device": "cpu", "quantize_bits": []}], "of which it can do 16"),
+        ([{"name": "infinity", "device": "cpu", "quantize_bits": [16]}], "serves embedding and rerank only"),
+    ],
+)
+def test_engines_of_an_own_card(engines, words):
+    card = {"name": "mine", "kind": "chat", "context": 4096, "engines": engines}
+    found = model_server_faults([{"model": "mine", "port": 8001, "gpus": "auto"}], [card])
+    assert len([line for line in found if words in line]) == 1, found
+    good = {"name": "vllm", "device": "gpu", "quantize_bits": [4], "image": "v0.33.0", "quantization": {4: "awq"}}
+    assert model_server_faults([{"model": "mine", "port": 8001, "quantize_bit": 4}], [{**card, "engines": [good]}]) == []
 
 
 @pytest.mark.parametrize(
@@ -388,9 +516,9 @@ _yaml = st.recursive(_scalars, lambda inner: st.one_of(st.lists(inner, max_size=
 _item = st.fixed_dictionaries({}, optional={key: _yaml for key in ("model", "port", "quantize_bit", "gpus", "engine", "weights")})
 
 
-@given(st.one_of(_yaml, st.lists(_item, max_size=4)), st.one_of(st.just(CARDS), _yaml), _scalars)
-def test_faults_of_any_yaml_are_lines(servers, cards, host):
-    for line in model_server_faults(servers, cards, host):
+@given(st.one_of(_yaml, st.lists(_item, max_size=4)), st.one_of(st.just(CARDS), _yaml), _scalars, _yaml)
+def test_faults_of_any_yaml_are_lines(servers, cards, host, gpus):
+    for line in model_server_faults(servers, cards, host, gpus=gpus):
         assert isinstance(line, str) and "\n" not in line and line.endswith(".")
 
 

@@ -136,7 +136,10 @@ def test_order_of_models_matters_and_default_comes_first() -> None:
     chosen = build(llm_models=[LLM, {**other, "isDefault": True}])
     assert [m["model"] for m in chosen.config["llmModels"]] == ["other", LLM["model"]]
     assert "isDefault" not in chosen.config["llmModels"][0]
-    both = build(llm_models=[{**LLM, "isDefault": True}, {**other, "isDefault": True}])
+    # A variable that was given with -e is text.
+    chosen = build(llm_models=[{**LLM, "isDefault": "no"}, {**other, "isDefault": "yes"}])
+    assert [m["model"] for m in chosen.config["llmModels"]] == ["other", LLM["model"]]
+    both = build(llm_models=[{**LLM, "isDefault": True}, {**other, "isDefault": "true"}])
     assert "one model of a kind" in both.faults[0]
 
 
@@ -180,6 +183,16 @@ def test_fe_configs() -> None:
         ({"llm_models": [{**LLM, "maxTemperature": 9}]}, "maxTemperature"),
         ({"llm_models": [LLM, LLM]}, "stands there twice"),
         ({"llm_models": [LLM, {**LLM, "model": "b", "name": LLM["model"]}]}, "name 'Baichuan2-7B-Chat' stands there twice"),
+        # FastGPT finds a model by either, so that a question for one would go to the other.
+        ({"llm_models": [{**LLM, "name": "b"}, {**LLM, "model": "b", "name": "c"}]}, "is another entry's model"),
+        ({"vector_models": [{"model": "b", "name": "c"}, {"model": "a", "name": "b"}]}, "is another entry's model"),
+        ({"llm_models": [{**LLM, "model": "Baichuan2 "}]}, "as the gateway has it"),
+        ({"vector_models": [{"model": "a,b"}]}, "as the gateway has it"),
+        # The seed's maxContext for a model with a window of 4096 tokens.
+        ({"llm_models": [{**LLM, "maxContext": 16000, "context": 4096}]}, "maxContext: 16000: the model's own context is 4096"),
+        ({"llm_models": [{**LLM, "context": "wide"}]}, "must be a whole number"),
+        ({"llm_models": [{**LLM, "defaultSystemChatPrompt": "a\ud800b"}]}, "half of a character"),
+        ({"llm_models": [{**LLM, "defaultConfig": {"\udc00": 1}}]}, "half of a character"),
         ({"llm_models": [{**LLM, "datasetProcess": False}]}, "no model has datasetProcess"),
         ({"llm_models": [{**LLM, "usedInToolCall": False}]}, "no model has usedInToolCall"),
         ({"vector_models": [{**VECTOR, "dimensions": 3072}]}, "dimensions: 3072"),
@@ -189,12 +202,18 @@ def test_fe_configs() -> None:
         ({"rerank_models": [{**RERANK, "requestUrl": "http://localhost:6006/v1/rerank"}]}, "FastGPT container itself"),
         ({"rerank_models": [{**RERANK, "requestUrl": "http://127.0.0.1:6006/v1/rerank"}]}, "FastGPT container itself"),
         ({"rerank_models": [{**RERANK, "requestUrl": "http://[::1]:6006/v1/rerank"}]}, "FastGPT container itself"),
+        ({"rerank_models": [{**RERANK, "requestUrl": "http://localhost.:6006/v1/rerank"}]}, "FastGPT container itself"),
+        ({"rerank_models": [{**RERANK, "requestUrl": "http://0.0.0.0:6006/v1/rerank"}]}, "FastGPT container itself"),
+        ({"rerank_models": [{**RERANK, "requestUrl": "ftp://192.0.2.1/v1/rerank"}]}, "must be absolute"),
+        ({"rerank_models": [{**RERANK, "requestUrl": "http://192.0.2.1:99999/v1/rerank"}]}, "is no URL"),
         ({"rerank_models": [{**RERANK, "requestUrl": "http://192.0.2.1:8003"}]}, "whole endpoint"),
         ({"rerank_models": [{**RERANK, "requestUrl": None}]}, "requestUrl: is missing"),
         ({"rerank_models": [{**RERANK, "requestAuth": "Bearer sk-secret"}]}, "leave 'Bearer ' out"),
         ({"system_env": {"chatApiKey": "sk-secret"}}, "CHAT_API_KEY"),
         ({"system_env": {"oneapiUrl": "http://x"}}, "OPENAI_BASE_URL"),
         ({"system_env": {"qaMaxProcess": "many"}}, "must be a whole number"),
+        ({"system_env": {"vectorMaxProcess": 0}}, "at least 1"),
+        ({"system_env": {"pgHNSWEfSearch": 1001}}, "pgvector refuses every search"),
     ],
 )
 def test_faults(changes: dict[str, t.Any], text: str) -> None:
@@ -218,6 +237,8 @@ def test_flags_that_4_6_8_does_not_know_are_not_asked_for_there() -> None:
     ("changes", "text"),
     [
         ({"llm_models": [{**LLM, "toolChoice": True}]}, "speaks tools"),
+        ({"llm_models": [{**LLM, "functionCall": True, "tools": False}]}, "speaks tools"),
+        ({"vector_models": [{**VECTOR, "defaultToken": 800, "context": 512}]}, "reads 512 tokens"),
         ({"rerank_models": [RERANK, {**RERANK, "model": "second"}]}, "uses the first only"),
         ({"vector_models": [{"model": LLM["model"]}]}, "share one list of names"),
     ],
@@ -225,6 +246,42 @@ def test_flags_that_4_6_8_does_not_know_are_not_asked_for_there() -> None:
 def test_warnings(changes: dict[str, t.Any], text: str) -> None:
     built = build(**changes)
     assert built.faults == [] and text in built.warnings[0]
+
+
+def test_what_is_known_of_a_model_is_checked_and_not_written() -> None:
+    built = build(
+        llm_models=[{**LLM, "context": 4096, "tools": True, "toolChoice": True}],
+        vector_models=[{**VECTOR, "context": 512, "dimensions": 1024}],
+    )
+    assert built.faults == [] and built.warnings == []
+    assert not {"context", "tools", "dimensions"} & {key for kind in ("llmModels", "vectorModels") for key in built.config[kind][0]}
+
+
+@pytest.mark.parametrize("version", ["v4.6.8", "v4.7.1", "v4.8.3", "v4.8.4", "v4.8.19"])
+def test_every_version_gets_the_same_file(version: str) -> None:
+    models: dict[str, t.Any] = {
+        "llm_models": [{**LLM, "provider": "Baichuan", "fieldMap": {"max_tokens": "max_completion_tokens"}}],
+        "vector_models": [{**VECTOR, "dbConfig": {"a": 1}, "queryConfig": {}}],
+    }
+    assert fc.canonical(build(version, **models).config) == fc.canonical(build("v4.8.9", **models).config)
+
+
+@pytest.mark.parametrize(
+    ("option", "fields"),
+    [("llm_models", fc.LLM_FIELDS), ("vector_models", fc.VECTOR_FIELDS), ("rerank_models", fc.RERANK_FIELDS), ("audio_speech_models", fc.SPEECH_FIELDS)],
+)
+def test_every_field_can_be_given(option: str, fields: dict[str, fc.Field]) -> None:
+    values: dict[str, t.Any] = {"str": "text", "int": 7, "number": 0.5, "bool": False, "dict": {"k": 1}, "list": [{"label": "a"}]}
+    given = {key: values[field.kind] for key, field in fields.items()}
+    first = {"llm_models": [LLM], "vector_models": [VECTOR]}.get(option, [])
+    key = {"llm_models": "llmModels", "vector_models": "vectorModels", "rerank_models": "reRankModels", "audio_speech_models": "audioSpeechModels"}[option]
+    built = build(**{option: [*first, given]})
+    assert built.config[key][-1] == given and list(given) == list(fields)
+
+
+def test_secrets_are_found_wherever_they_stand() -> None:
+    value = {"customPdfParse": {"key": "k1", "doc2xKey": "k2"}, "list": [{"requestAuth": "k3", "x": {"chatApiKey": ""}}], "name": "n", "token": 3}
+    assert fc.secrets_in(value) == {"k1", "k2", "k3"}
 
 
 def test_equality_is_that_of_json() -> None:
@@ -270,6 +327,8 @@ def test_plain_json_is_strict_and_a_key_twice_is_not() -> None:
     assert fc.read_existing(b'{"a": 1}').strict
     assert not fc.read_existing(b'{"a": 1, "a": 2}').strict
     assert not fc.read_existing(b'{"a": NaN}').strict
+    # JSON.parse stops at a byte-order mark.
+    assert not fc.read_existing(b'\xef\xbb\xbf{"a": 1}').strict and fc.read_existing(b'\xef\xbb\xbf{"a": 1}').value == {"a": 1}
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"\xff\xfe", b"{", b"[1 2]", b"{a 1}", b'"x', b"/* x", b"[01]", b"{} x", b"[" * 5000, b"['\\1']"])

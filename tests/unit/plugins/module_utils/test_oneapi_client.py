@@ -68,6 +68,7 @@ def client(**more: t.Any) -> _oneapi.Client:
         ("v0.0.0", None),
         ("", None),
         ("latest", None),
+        ("v" + "9" * 5000 + ".1", None),
     ],
 )
 def test_versions(text: str, version: t.Any) -> None:
@@ -114,6 +115,114 @@ def test_patience_with_the_rate_limit_is_bounded(wire: Wire) -> None:
         _oneapi.Client("http://gateway", access_token="x", rate_limit_wait=60, sleep=slept.append).identify()
     assert sum(slept) == 60
     assert max(slept) <= 15
+
+
+@pytest.mark.parametrize(
+    ("header", "pauses"),
+    [
+        ("", [0.5, 1.0]),
+        ("7", [7, 7]),
+        ("0", [0.5, 0.5]),
+        ("100", [60]),
+        ("soon", [0.5, 1.0]),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", [0.5, 0.5]),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", [60]),
+    ],
+)
+def test_a_proxy_that_tells_when_is_believed_within_the_patience(wire: Wire, header: str, pauses: list[float]) -> None:
+    slept: list[float] = []
+    limited = _http.Response(429, {"retry-after": header} if header else {}, b"")
+    wire.say("GET /api/status", *[limited] * len(pauses), answer(STATUS))
+    _oneapi.Client("http://gateway", access_token="x", rate_limit_wait=60, sleep=slept.append).identify()
+    assert slept == pauses
+
+
+def test_what_another_try_cannot_mend_is_not_tried_again(wire: Wire) -> None:
+    wire.say("GET /api/status", _http.TransportError("certificate verify failed", sent=False, lasting=True))
+    with pytest.raises(_oneapi.OneApiError, match="verify failed"):
+        client().identify()
+    assert len(wire.asked) == 1
+
+
+@pytest.mark.parametrize("lost", [_http.TransportError("cut"), _http.Response(500, {}, b""), _http.Response(200, {}, b'{"succ')])
+def test_a_login_that_may_have_counted_is_tried_once_more(wire: Wire, lost: t.Any) -> None:
+    wire.say("POST /api/user/login", lost)
+    with pytest.raises(_oneapi.OneApiError):
+        client(access_token=None, password="x" * 8).tokens()
+    assert wire.count("POST") == 2
+
+
+def test_a_web_page_in_place_of_an_answer(wire: Wire) -> None:
+    page = _http.Response(200, {"content-type": "text/html; charset=utf-8"}, b"<html>Sign in</html>")
+    wire.say("GET /api/token/search?keyword=", page)
+    with pytest.raises(_oneapi.OneApiError, match="web page"):
+        client().tokens()
+    assert wire.count("GET", "/api/token") == 1
+    # What became of a creation has to be looked at all the same.
+    wire.say("POST /api/token/", page)
+    with pytest.raises(_oneapi.LostAnswer):
+        client().post("/api/token/", {})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"id": None},
+        {"id": "1"},
+        {"id": True},
+        {"id": 1.5},
+        {"id": 1, "name": 5},
+        {"id": 1, "expired_time": "never"},
+        {"id": 1, "models": ["a"]},
+        {"id": 1, "key": {"masked": True}},
+        {"id": 1, "unlimited_quota": 1},
+    ],
+)
+def test_rows_of_another_shape(wire: Wire, row: t.Any) -> None:
+    wire.say("GET /api/token/search?keyword=", answer([{"id": 7, "name": None}, row]))
+    with pytest.raises(_oneapi.OneApiError, match="no One-API that the modules know"):
+        client().tokens()
+
+
+@pytest.mark.parametrize("key", ["setup", "self_use_mode_enabled", "mj_notify_enabled", "enable_data_export", "default_collapse_sidebar"])
+def test_a_fork_is_known_by_its_greeting(wire: Wire, key: str) -> None:
+    """Older generations serve plain lists, so a run that changes nothing would not notice."""
+    wire.say("GET /api/status", answer({"version": "v0.6.10", key: False}))
+    with pytest.raises(_oneapi.OneApiError, match="is new-api"):
+        client().tokens()
+    assert len(wire.asked) == 1
+
+
+@pytest.mark.parametrize(("data", "models"), [(None, set()), ([], set()), (["a", 1], {"a", "1"}), ({"a": 1}, None), ("a", None)])
+def test_models_that_are_served(wire: Wire, data: t.Any, models: t.Any) -> None:
+    wire.say("GET /api/user/available_models", answer(data))
+    assert client().available_models() == models
+
+
+@pytest.mark.parametrize("status", [404, 200])
+def test_a_server_that_does_not_tell_what_it_serves(wire: Wire, status: int) -> None:
+    wire.say("GET /api/user/available_models", answer(success=False, status=status))
+    assert client().available_models() is None
+    wire.say("GET /api/user/available_models", _http.Response(502, {}, b""))
+    with pytest.raises(_oneapi.OneApiError):
+        client().available_models()
+
+
+@pytest.mark.parametrize("location", ["/login?next=secret", "https://user:secret@sso.example.com/in?x=secret", "https://[::1", ""])
+def test_a_redirect_tells_where_to(wire: Wire, location: str) -> None:
+    wire.say("GET /api/status", _http.Response(302, {"location": location}, b""))
+    with pytest.raises(_oneapi.OneApiError, match="redirect") as caught:
+        client().identify()
+    assert "secret" not in str(caught.value)
+    assert ("login" in str(caught.value)) == location.startswith("/login")
+
+
+def test_a_long_reason_is_cut(wire: Wire) -> None:
+    wire.say("PUT /api/token/", answer(success=False, message="x" * 100000))
+    with pytest.raises(_oneapi.Refused) as caught:
+        client().put("/api/token/", {})
+    assert len(str(caught.value)) < 1000
 
 
 def test_one_login_serves_a_whole_task(wire: Wire) -> None:
@@ -176,8 +285,8 @@ def test_pages_are_read_where_the_search_fails(wire: Wire) -> None:
 
 
 def test_the_user_is_matched_whole(wire: Wire) -> None:
-    wire.say("GET /api/user/search?keyword=root", answer([{"username": "root2"}, {"username": "root", "access_token": "t"}]))
-    assert client().user("root") == {"username": "root", "access_token": "t"}
+    wire.say("GET /api/user/search?keyword=root", answer([{"id": 2, "username": "root2"}, {"id": 1, "username": "root", "access_token": "t"}]))
+    assert client().user("root") == {"id": 1, "username": "root", "access_token": "t"}
     wire.say("GET /api/user/search?keyword=a%26b", answer(None))
     assert client().user("a&b") is None
 

@@ -185,3 +185,41 @@ def test_users(name: str, password: str | None, fits: bool) -> None:
     else:
         with pytest.raises(plan.Fault):
             plan.check_user(name, password)
+
+
+@pytest.mark.parametrize(
+    ("subnet", "fits"),
+    [
+        ("10.0.0.0/8", True),
+        ("10.1.2.3/8", True),
+        ("fd00::/8", True),
+        ("10.0.0.0/255.0.0.0", False),  # Python takes it, Go does not
+        ("10.0.0.0/", False),
+        ("10.0.0.0/-1", False),
+        ("10.0.0.0/33", False),
+        ("010.0.0.0/8", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_subnets_that_the_server_reads(subnet: str, fits: bool) -> None:
+    params = {"name": "t", "subnets": [subnet]}
+    if fits:
+        assert plan.normalise_token(params)["subnets"] == [subnet]
+    else:
+        with pytest.raises(plan.Fault, match="subnets"):
+            plan.normalise_token(params)
+
+
+@pytest.mark.parametrize("text", ["[" * 100000, "{", None, "", 5])
+def test_any_stored_text_can_be_looked_at(text: t.Any) -> None:
+    assert plan.parsed(text) == (text or {})
+
+
+def test_models_are_taken_as_the_server_spells_them() -> None:
+    assert plan.all_models([{"models": "a, b"}, {"models": None}, {}]) == {"a", " b", ""}
+
+
+def test_a_wanted_channel_goes_with_the_oldest_of_its_name() -> None:
+    rows = [{"id": 3, "name": "a"}, {"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    wanted = [{"name": "a", "state": "present"}, {"name": "b", "state": "absent"}, {"name": "c", "state": "present"}]
+    assert plan.pairs(rows, wanted) == [(rows[1], wanted[0])]

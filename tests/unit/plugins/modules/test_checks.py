@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import json
 import math
+import pathlib
 import threading
 import typing as t
 from urllib.parse import parse_qs, urlsplit
@@ -131,6 +132,58 @@ def test_a_crash_is_a_red_check_and_secrets_are_hidden():
 )
 def test_message_of(body, message):
     assert _checks.message_of(body) == message
+
+
+ONE_API = {"url": "http://127.0.0.1:9", "key": KEY, "models": []}
+FASTGPT = {"url": "http://127.0.0.1:9", "version": "v4.8.9", "password": PASSWORD, "chat_model": "chat", "vector_model": "embed"}
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "words"),
+    [
+        (model_server_check, {"endpoints": [], "timeout": 0}, "timeout: 0: must be at least 1"),
+        (model_server_check, {"endpoints": [], "ca_path": "/no/such.pem"}, "ca_path: /no/such.pem: there is no such file"),
+        (oneapi_check, {**ONE_API, "client_cert": "/no/such.pem"}, "client_cert: /no/such.pem"),
+        (oneapi_check, {**ONE_API, "client_key": "/etc/hostname"}, "client_cert"),
+        (oneapi_check, {**ONE_API, "url": "http://127.0.0.1:9/v1"}, "without a path"),
+        (oneapi_check, {**ONE_API, "url": "127.0.0.1:9"}, "must be http://"),
+        (fastgpt_check, {**FASTGPT, "url": "http://me:s3cret-word@127.0.0.1:9"}, "without a user"),
+        (fastgpt_check, {**FASTGPT, "version": "latest"}, "version: 'latest': must be FastGPT's image tag"),
+        (fastgpt_check, {**FASTGPT, "version": "v4.8.20"}, "v4.6.8 to v4.8.19"),
+        (fastgpt_check, {**FASTGPT, "version": "v4.6.7"}, "v4.6.8 to v4.8.19"),
+    ],
+)
+def test_what_cannot_work_fails_before_anything_is_asked(capsys, monkeypatch, module, given, words):
+    monkeypatch.setattr(_checks._http, "request", lambda *unused, **more: pytest.fail("asked"))
+    with patch_module_args({**given, "_ansible_remote_tmp": "/tmp"}), pytest.raises(SystemExit):
+        module.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"] and words in result["msg"] and "s3cret-word" not in result["msg"]
+
+
+def test_certificates_reach_every_request(capsys, monkeypatch, tmp_path):
+    """TLS itself is tested with the client; here only that no request goes without these options."""
+    files = {name: str(tmp_path / name) for name in ("ca_path", "client_cert", "client_key")}
+    for path in files.values():
+        pathlib.Path(path).touch()
+    seen = []
+
+    def refuse(method, url, **options):
+        seen.append({name: options.get(name) for name in (*files, "validate_certs", "timeout")})
+        raise _checks._http.TransportError(f"{url}: refused")
+
+    monkeypatch.setattr(_checks._http, "request", refuse)
+    monkeypatch.setattr(_checks._http, "stream", refuse)
+    endpoint = {"name": "m@h", "kind": "rerank", "model": "m", "url": "https://h", "key": KEY, "adapter": True}
+    models = [{"model": "chat", "kind": "chat"}, {"model": "embed", "kind": "embedding"}]
+    for module, given in (
+        (model_server_check, {"endpoints": [endpoint]}),
+        (oneapi_check, {**ONE_API, "models": models}),
+        (fastgpt_check, FASTGPT),
+    ):
+        seen.clear()
+        result = run(module, capsys, **given, **files, validate_certs=False, timeout=7)
+        assert not result["ok"] and seen and all(options == {**files, "validate_certs": False, "timeout": 7.0} for options in seen)
 
 
 # ---- model_server_check
@@ -490,9 +543,7 @@ def test_good_fastgpt(capsys, version):
 
 def test_litter_of_an_interrupted_run_goes_and_nothing_else(capsys):
     with FastGPT() as fake:
-        mine = fastgpt_check._Walk(
-            type("M", (), {"params": dict.fromkeys(("validate_certs", "ca_path"), None) | arguments(fake, label="x")})(), _checks.Checks()
-        )
+        mine = fastgpt_check._Walk(arguments(fake, label="x"), _checks.Checks(), (4, 8, 9), {})
         app = fake.make("app", mine.prefix + "old")
         fake.key_apps[fake.make("key", "old")] = app
         fake.make("dataset", mine.prefix + "old")

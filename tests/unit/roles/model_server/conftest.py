@@ -47,6 +47,26 @@ elif command in ("enable", "disable", "restart"):
     sys.exit(1 if fail else 0)
 """
 
+DOCKER = """#!{python}
+import json, sys, pathlib
+root = pathlib.Path({root!r})
+containers = json.loads((root / "containers.json").read_text())
+if sys.argv[1] == "inspect":
+    found = [containers[name] for name in sys.argv[4:] if name in containers]
+    print(json.dumps(found))
+    sys.exit(0 if len(found) == len(sys.argv[4:]) else 1)
+elif sys.argv[1] == "restart":
+    containers[sys.argv[2]]["State"]["StartedAt"] = "2020-01-02T00:00:00.5Z"
+    (root / "containers.json").write_text(json.dumps(containers))
+elif sys.argv[1] == "ps":
+    print("\\n".join(containers))
+elif sys.argv[1] == "rm":
+    containers.pop(sys.argv[-1])
+    (root / "containers.json").write_text(json.dumps(containers))
+elif sys.argv[1] == "logs":
+    print("CUDA out of memory", file=sys.stderr)
+"""
+
 
 def load(name: str) -> t.Any:
     spec = importlib.util.spec_from_file_location(name, FILES / f"{name}.py")
@@ -62,6 +82,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.answer: t.Callable[[str, t.Any], tuple[int, t.Any]] = lambda path, body: (200, {})
         self.asked: list[t.Any] = []
+        self.headers: list[t.Any] = []
         engine = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -81,6 +102,7 @@ class FakeEngine:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 engine.asked.append(body)
+                engine.headers.append(self.headers)
                 self.reply(*engine.answer(self.path, body))
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -117,6 +139,10 @@ class Host:
         journal = root / "bin" / "journalctl"
         journal.write_text("#!/bin/sh\necho it said something\n")
         journal.chmod(0o755)
+        docker = root / "bin" / "docker"
+        docker.write_text(DOCKER.format(python=sys.executable, root=str(root)))
+        docker.chmod(0o755)
+        (root / "containers.json").write_text("{}")
         monkeypatch.setenv("PATH", f"{binary.parent}:/usr/bin:/bin")
         (root / "states.json").write_text("{}")
         (self.tool.UNITS / "selfhosted-model@.service").write_text("[Service]\n")
@@ -129,6 +155,11 @@ class Host:
         states = self.states()
         states.setdefault(unit, {}).update(values)
         (self.root / "states.json").write_text(json.dumps(states))
+
+    def set_container(self, name: str, running: bool = True, restarts: int = 0) -> None:
+        state = {"Running": running, "StartedAt": "2020-01-01T00:00:00.123456789Z"}
+        entry = {"Id": "f00", "Name": f"/{name}", "State": state, "RestartCount": restarts}
+        (self.root / "containers.json").write_text(json.dumps({name: entry}))
 
     def log(self) -> list[str]:
         path = self.root / "systemctl.log"

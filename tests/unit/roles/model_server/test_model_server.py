@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -236,3 +237,113 @@ def test_a_broken_memory_does_not_stop_the_timer(host: t.Any) -> None:
     assert host.tool.watch(host.config()) == {"restarted": []}
     (host.tool.RUN / "health.json").write_text("{")
     assert host.tool.watch(host.config()) == {"restarted": []}
+
+
+def test_a_container_is_asked_and_restarted_but_never_started_here(host: t.Any, fake_engine: t.Any) -> None:
+    keys = host.root / "keys.json"
+    keys.write_text('{"8001": "sk-engine"}')
+    server = host.server("8001", fake_engine.port, container="model-8001", key_file=str(keys))
+    config = host.config(server)
+    assert host.tool.plan(config)["changes"] == ["the health timer is not as it should be"]
+    host.tool.apply(config)
+    assert host.tool.differences(config) == ({}, {}) and not any("selfhosted-model@" in line for line in host.log() if "list-units" not in line)
+    fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
+    host.set_container("model-8001")
+    assert host.tool.watch(config) == {"restarted": []}
+    assert fake_engine.headers[-1]["Authorization"] == "Bearer sk-engine"
+    fake_engine.answer = lambda path, body: (500, {})
+    assert host.tool.watch(config) == {"restarted": []}
+    assert host.tool.watch(config) == {"restarted": ["container model-8001"]}
+    assert host.tool.watch(config) == {"restarted": []}, "a new run starts from nothing"
+    host.set_container("model-8001", running=False)
+    assert host.tool.watch(config) == {"restarted": []}, "stopped by somebody"
+
+
+def test_a_container_that_keeps_dying_is_not_waited_for(host: t.Any) -> None:
+    host.set_container("model-8001", restarts=5)
+    result = host.tool.probe(host.config(host.server("8001", 1, container="model-8001")), 60)
+    assert not result["ok"] and "docker logs model-8001:\nCUDA out of memory" in result["servers"][0]["detail"]
+
+
+def test_a_container_that_is_gone_is_told(host: t.Any) -> None:
+    result = host.tool.probe(host.config(host.server("8001", 1, container="model-8001")), 0)
+    assert not result["ok"] and "no connection" in result["servers"][0]["detail"]
+
+
+def test_a_key_that_is_missing_is_told(host: t.Any, fake_engine: t.Any) -> None:
+    fake_engine.answer = lambda path, body: (401, {"error": "Unauthorized"})
+    server = host.server("8001", fake_engine.port, key_file=str(host.root / "none.json"))
+    assert "run the role model_server again" in host.tool.ask(server, 5)["detail"]
+
+
+def test_gpus_are_let_through_and_nothing_else(host: t.Any) -> None:
+    text = host.tool.dropin(host.server("8001", gpus=[0, 1]))
+    assert "PrivateDevices=no" in text and "DeviceAllow=char-nvidia* rw" in text and "DevicePolicy=closed" in text
+    assert "PrivateDevices" not in host.tool.dropin(host.server("8001", gpus=[]))
+
+
+def test_containers_that_are_no_longer_listed_go(host: t.Any) -> None:
+    host.set_container("model-8001")
+    assert host.tool.plan(host.config())["changes"] == ["container model-8001: no longer listed"]
+    assert host.tool.apply(host.config())["changed"] == ["container model-8001: no longer listed"]
+    assert host.tool.plan(host.config())["changes"] == []
+    host.set_container("model-8001")
+    assert host.tool.gone_containers(host.config(host.server("8001", container="model-8001"))) == []
+
+
+TOKENIZER = '''
+class Tokenizer(PreTrainedTokenizer):
+    def __init__(self, vocab_file, **kwargs):
+        self.kwargs = kwargs
+        super().__init__(vocab_file=vocab_file, **kwargs)
+        self.vocab_file = vocab_file
+        self.sp_model = Reader(vocab_file)
+
+    def get_vocab(self):
+        return self.sp_model.vocabulary
+'''
+
+
+def test_a_tokenizer_reads_its_vocabulary_before_its_base_asks_for_it(host: t.Any) -> None:
+    class Base:
+        def __init__(self, **kwargs: t.Any) -> None:
+            self.asked = self.get_vocab()  # type: ignore[attr-defined]
+
+    class Reader:
+        def __init__(self, path: str) -> None:
+            self.vocabulary = {path: 1}
+
+    names: dict[str, t.Any] = {"PreTrainedTokenizer": Base, "Reader": Reader}
+    exec(TOKENIZER, names)  # noqa: S102 - our own text
+    with pytest.raises(AttributeError):
+        names["Tokenizer"]("v")
+    exec(host.tool.mended(TOKENIZER), names)  # noqa: S102
+    assert names["Tokenizer"]("v").asked == {"v": 1}
+    once = host.tool.mended(TOKENIZER)
+    assert host.tool.mended(once) == once
+
+
+def test_a_mended_tokenizer_is_written_once_and_again_when_the_weights_change(host: t.Any) -> None:
+    server = host.server("8001", container="model-8001", mend="tokenization.py")
+    config = host.config(server)
+    source = Path(server["weights"]) / "tokenization.py"
+    assert any("is not there" in line for line in host.tool.plan(config)["changes"])
+    source.write_text(TOKENIZER)
+    assert "tokenizer of m8001@host: not mended" in host.tool.plan(config)["changes"]
+    assert "tokenizer of m8001@host: mended" in host.tool.apply(config)["changed"]
+    assert host.tool.plan(config)["changes"] == []
+    source.write_text(TOKENIZER.replace("vocab_file = vocab_file", "file = vocab_file"))
+    assert host.tool.plan(config)["changes"] == ["tokenizer of m8001@host: not mended"]
+    source.write_text("def")
+    with pytest.raises(host.tool.Trouble, match="damaged"):
+        host.tool.plan(config)
+
+
+def test_the_code_of_our_engine_is_compared(host: t.Any) -> None:
+    code = host.root / "legacy_chat"
+    code.mkdir()
+    (code / "a.py").write_text("x")
+    config = host.config(code={"dir": str(code), "sha256": hashlib.sha256(b"a.py\nx\n").hexdigest()})
+    assert not host.tool.plan(config)["code"]
+    (code / "a.py").write_text("y")
+    assert host.tool.plan(config)["code"] and "code of the engine legacy_chat: differs" in host.tool.plan(config)["changes"]

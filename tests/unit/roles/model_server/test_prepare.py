@@ -4,28 +4,25 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import http.server
 import io
 import json
 import os
+import socket
+import ssl
 import sys
 import tarfile
 import threading
 import time
 import typing as t
+import urllib.error
+from email.message import Message
 from pathlib import Path
 
 import pytest
-
-FAKE_HUB = """#!{python}
-import os, sys, pathlib
-target = pathlib.Path(sys.argv[sys.argv.index("--local-dir") + 1])
-pathlib.Path({log!r}).write_text(repr((sys.argv[1:], os.environ.get("HF_ENDPOINT"))))
-(target / "config.json").write_text("{{}}")
-(target / ".cache").mkdir()
-"""
 
 
 class Served:
@@ -103,6 +100,7 @@ def job(tmp_path: Path, **weights: t.Any) -> dict[str, t.Any]:
     return {
         "engines_dir": str(tmp_path / "engines"),
         "engines": [],
+        "pause": 0,
         "hub": {"name": "hub", "dir": str(tmp_path / "engines" / "hub-0123456789ab")},
         "weights": [{"model": "m", "path": str(tmp_path / "models" / "m" / "v1"), **weights}] if weights else [],
     }
@@ -174,7 +172,7 @@ def test_errors_name_the_url_without_its_credentials(tool: t.Any, www: Served, t
     assert tool.run(job(tmp_path, source="url", url=f"{url}/none.tar")) == 1
     assert "HTTP 404" in status(tool)["error"] and "secret" not in tool.STATUS.read_text()
     (tmp_path / "www" / "text.tar").write_text("hello")
-    assert tool.run(job(tmp_path, source="url", url=f"{www.url}/text.tar")) == 1 and "not a tar archive" in status(tool)["error"]
+    assert tool.run(job(tmp_path, source="url", url=f"{www.url}/text.tar")) == 1 and "not a whole tar archive" in status(tool)["error"]
 
 
 def test_no_room_is_said_before(tool: t.Any, www: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,27 +191,176 @@ def test_path_is_used_where_it_lies(tool: t.Any, tmp_path: Path) -> None:
     assert tool.run(wanted) == 0 and [path.name for path in target.iterdir()] == ["config.json"]
 
 
+FAKE_PYTHON = """#!{python}
+import json, os, pathlib, sys
+job = json.loads(sys.stdin.readline())
+log = pathlib.Path({log!r})
+with log.open("a") as out:
+    out.write(json.dumps([job, dict(os.environ), sys.argv]) + "\\n")
+if job["do"] == "list":
+    print(json.dumps({{"commit": "c0ffee", "files": json.loads(pathlib.Path({files!r}).read_text())}}))
+else:
+    for entry in job["files"]:
+        path = pathlib.Path(job["target"], entry["path"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x" * entry["size"])
+    print("{{}}")
+"""
+
+
+def entry(path: str, size: t.Any = 2, **values: str) -> dict[str, t.Any]:
+    return {"path": path, "size": size, "sha256": "", "blob": "", **values}
+
+
+@pytest.fixture
+def clients(tool: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[..., t.Any]:
+    """A client of the hubs that lists what it is told to; the real ones are in tests/engines/hub."""
+    python = tmp_path / "engines" / "hub-0123456789ab" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE_PYTHON.format(python=sys.executable, log=str(tmp_path / "log"), files=str(tmp_path / "files")))
+    python.chmod(0o755)
+    monkeypatch.setattr(tool, "build", lambda engine, job, progress: None)
+
+    def listing(*files: dict[str, t.Any]) -> list[t.Any]:
+        (tmp_path / "files").write_text(json.dumps(files))
+        return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()] if (tmp_path / "log").exists() else []
+
+    return listing
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_hub_clients_get_their_job_and_nothing_else_of_the_host(
+    tool: t.Any, clients: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN", "PYTHONPATH"):
+        monkeypatch.setenv(name, "of this host")
+    monkeypatch.setenv("https_proxy", "http://proxy")
+    names = ("config.json", "a.onnx", "model.safetensors", "pytorch_model.bin", "1_Dense/pytorch_model.bin", ".complete")
+    clients(*(entry(name) for name in names))
+    wanted = job(tmp_path, source=source, id="org/m", revision="v1", exclude=["*.onnx"])
+    wanted.update(endpoints={source: "http://mirror"}, tokens={source: "s3cret"})
+    assert tool.run(wanted) == 0, status(tool)["error"]
+    (listed, env, argv), (fetched, _env, _argv) = clients()
+    assert (listed["id"], listed["revision"], listed["endpoint"], listed["token"]) == ("org/m", "v1", "http://mirror", "s3cret")
+    assert [one["path"] for one in fetched["files"]] == ["config.json", "model.safetensors", "1_Dense/pytorch_model.bin"] and fetched["commit"] == "c0ffee"
+    assert "of this host" not in env.values() and env["https_proxy"] == "http://proxy" and env["HF_HUB_DISABLE_XET"] == "1"
+    assert "s3cret" not in json.dumps([env, argv])
+    target = tmp_path / "models" / "m" / "v1"
+    marker = json.loads((target / ".complete").read_text())
+    assert marker["commit"] == "c0ffee" and len(marker["listing"]) == 64 and "s3cret" not in json.dumps(marker)
+    assert [path.name for path in target.parent.iterdir()] == ["v1"]
+
+
 @pytest.mark.parametrize(
-    ("source", "command"),
+    "files",
     [
-        ("huggingface", "['download', 'org/m', '--local-dir', '{new}', '--quiet', '--revision', 'v1', '--exclude', '*.onnx', '--exclude', '*.h5']"),
-        ("modelscope", "['download', 'org/m', '--local-dir', '{new}', '--revision', 'v1', '--exclude', '*.onnx', '*.h5']"),
+        *([entry(path)] for path in ("../evil", "/etc/evil", "a/../../evil", "a//b", "./a", "a/", "", "a\\..\\b", "a\nb", "a\0b", "x" * 241)),
+        [entry("a", None)],
+        [entry("a", -1)],
+        [entry("a", "2")],
+        [entry("a"), entry("a")],
+        [entry("a"), entry("a/b")],
+        [entry(None)],  # type: ignore[arg-type]
     ],
 )
-def test_hub_clients_get_their_command_lines(tool: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, command: str) -> None:
-    wanted = job(tmp_path, source=source, id="org/m", revision="v1", exclude=["*.onnx", "*.h5"], endpoint="http://mirror", need_gb=0.1)
-    hub = Path(wanted["hub"]["dir"]) / "bin"
-    hub.mkdir(parents=True)
-    for name in ("hf", "modelscope"):
-        (hub / name).write_text(FAKE_HUB.format(python=sys.executable, log=str(tmp_path / "log")))
-        (hub / name).chmod(0o755)
-    monkeypatch.setattr(tool, "build", lambda engine, job, progress: None)
-    assert tool.run(wanted) == 0, status(tool)["error"]
-    new = tmp_path / "models" / "m" / ".v1.new"
-    endpoint = "'http://mirror'" if source == "huggingface" else "None"
-    assert (tmp_path / "log").read_text() == f"({command.format(new=new)}, {endpoint})"
+def test_a_listing_whose_names_lead_out_is_refused(tool: t.Any, clients: t.Any, tmp_path: Path, files: list[t.Any]) -> None:
+    clients(entry("config.json"), *files)
+    assert tool.run(job(tmp_path, source="huggingface", id="org/m")) == 1
+    assert "its listing holds" in status(tool)["error"] and "org/m" in status(tool)["error"]
+    assert len(clients()) == 1 and not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+
+
+def test_what_is_intact(tool: t.Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"hello\n")
+    sha256 = hashlib.sha256(b"hello\n").hexdigest()
+    # what `git hash-object` says of it
+    blob = "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert tool.intact(path, entry("file", 6, sha256=sha256)) and tool.intact(path, entry("file", 6, blob=blob)) and tool.intact(path, entry("file", 6))
+    assert not tool.intact(path, entry("file", 5)) and not tool.intact(path, entry("file", 6, sha256="0" * 64))
+    assert not tool.intact(path, entry("file", 6, blob="0" * 40)) and not tool.intact(tmp_path / "none", entry("none", 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "model-1.safetensors"}}', "lacks model-1.safetensors"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "config.json"}}', ""),
+        ("model.safetensors", "weights", ""),
+    ],
+)
+def test_a_directory_that_no_engine_could_load(tool: t.Any, tmp_path: Path, name: str, text: str, fault: str) -> None:
     target = tmp_path / "models" / "m" / "v1"
-    assert {path.name for path in target.iterdir()} == {".complete", "config.json"} and [path.name for path in target.parent.iterdir()] == ["v1"]
+    target.mkdir(parents=True)
+    (target / "config.json").write_text("{}")
+    (target / name).write_text(text)
+    assert tool.run(job(tmp_path, source="path")) == bool(fault)
+    assert fault in status(tool)["error"] and ("weights.path" in status(tool)["error"] or not fault)
+
+
+def test_a_file_that_changed_is_not_gone_on_with(tool: t.Any, www: Served, tmp_path: Path) -> None:
+    archive(tmp_path / "www" / "m.tar", {"config.json": b"{}", "w": b"y" * 50000})
+    wanted = job(tmp_path, source="url", url=f"{www.url}/m.tar")
+    work = tmp_path / "models" / "m" / ".v1.new"
+    work.mkdir(parents=True)
+    (work / "archive").write_bytes(b"half of what was there")
+    sha256 = hashlib.sha256((tmp_path / "www" / "m.tar").read_bytes()).hexdigest()
+    wanted["weights"][0]["sha256"] = sha256
+    assert tool.run(wanted) == 0, status(tool)["error"]
+    assert www.ranges[0] == "bytes=22-" and (tmp_path / "models" / "m" / "v1" / "w").read_bytes() == b"y" * 50000
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "passes"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk", False),
+        (OSError(errno.EROFS, "Read-only file system"), "write", False),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "line", True),
+        (TimeoutError("timed out"), "line", True),
+        (socket.gaierror(-2, "Name or service not known"), "dns", True),
+        (ssl.SSLCertVerificationError(1, "CERTIFICATE_VERIFY_FAILED"), "tls", False),
+        (urllib.error.URLError(ssl.SSLError(1, "wrong version number")), "tls", False),
+        (urllib.error.HTTPError("http://h", 404, "Not Found", Message(), None), "missing", False),
+        (urllib.error.HTTPError("http://h", 401, "Unauthorized", Message(), None), "denied", False),
+        (urllib.error.HTTPError("http://h", 407, "Proxy", Message(), None), "proxy", False),
+        (urllib.error.HTTPError("http://h", 503, "Busy", Message(), None), "server", True),
+        (ValueError("no hub"), "strange", False),
+    ],
+)
+def test_causes_are_told_apart(tool: t.Any, error: Exception, kind: str, passes: bool) -> None:
+    for one in (error, RuntimeError(error)):
+        problem = tool.explain(one)
+        assert (problem.kind, problem.passes) == (kind, passes)
+    try:
+        raise RuntimeError("outer") from error
+    except RuntimeError as outer:
+        assert tool.explain(outer).kind == kind
+
+
+def test_every_kind_has_its_remedy(tool: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    weights = {"model": "m", "source": "modelscope", "id": "org/m", "revision": "v1"}
+    kinds = ("denied", "missing", "dns", "line", "proxy", "damaged", "disk")
+    said = {kind: str(tool.told(tool.Problem(kind, "no"), weights, "https://h", "f")) for kind in kinds}
+    assert all(text.startswith("weights of m: https://h: org/m (revision v1): f: no. ") for text in said.values()) and len(set(said.values())) == len(said)
+    assert "model_server_modelscope_token" in said["denied"] and "http://***@proxy:3128" in said["line"] and "secret" not in said["line"]
+
+
+def test_how_far_it_is(tool: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(tool.time, "monotonic", lambda: clock[0])
+    meter = tool.Meter("w", 30_000_000, tmp_path, tmp_path / "none")
+    assert meter() == "w: 0 B of 30.0 MB"
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    clock[0] += 10
+    assert meter() == "w: 3.0 MB of 30.0 MB, 300.0 kB/s, 90 s left"
+    clock[0] += 5
+    assert meter() == "w: 3.0 MB of 30.0 MB, 200.0 kB/s, 3 min left"
+    clock[0] += 70
+    assert meter() == "w: 3.0 MB of 30.0 MB"
+    clock[0] += 30
+    assert meter() == "w: 3.0 MB of 30.0 MB, nothing new for 30 s"
 
 
 FAKE_UV = """#!/bin/sh
@@ -230,12 +377,12 @@ def engine_job(tool: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **p
     monkeypatch.setattr(tool, "make_uv", lambda job: str(uv / "uv"))
     monkeypatch.setattr(tool, "need_room", lambda path, wanted, what: None)
     wanted = job(tmp_path)
-    engine = {"name": "infinity", "dir": str(tmp_path / "engines" / "infinity-0123456789ab"), "torch": "2", "lock": "/lock.txt"}
+    engine = {"name": "infinity", "dir": str(tmp_path / "engines" / "infinity-0123456789ab"), "torch": "2", "lock": "/lock.txt", "torch_index": "http://t/"}
     return {**wanted, "python": sys.executable, "uv_version": "1", "packages": packages, "engines": [engine]}
 
 
 def test_engine_is_built_once_and_a_half_one_again(tool: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = engine_job(tool, tmp_path, monkeypatch, index_url="http://i/", find_links="", torch_index="http://t/", offline=False)
+    wanted = engine_job(tool, tmp_path, monkeypatch, index_url="http://i/", find_links="", offline=False)
     directory = Path(wanted["engines"][0]["dir"])
     (directory / "junk").mkdir(parents=True)
     assert tool.run(wanted) == 1  # torch did not come: the fake installs nothing
@@ -250,7 +397,7 @@ def test_engine_is_built_once_and_a_half_one_again(tool: t.Any, tmp_path: Path, 
 
 
 def test_wheelhouse_is_used_alone_when_offline(tool: t.Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = engine_job(tool, tmp_path, monkeypatch, index_url="http://i/", find_links="http://w:1/", torch_index="http://t/", offline=True)
+    wanted = engine_job(tool, tmp_path, monkeypatch, index_url="http://i/", find_links="http://w:1/", offline=True)
     assert tool.run(wanted) == 1
     assert [line.split("index=")[1] for line in (tmp_path / "log").read_text().splitlines()] == [" links=http://w:1/ none=1"] * 2
     assert tool.package_env(wanted)["PIP_TRUSTED_HOST"] == "w:1"
