@@ -9,7 +9,7 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration playbooks molecule bench-modules bench-door clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule bench-modules bench-door clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ demo-down: .venv/.done ## remove what `make demo` made, and nothing else
 lab-clean: .venv/.done ## remove every lab with its images, wheels and models
 	@$(BIN)/python lab/lab.py clean
 
-test: lint unit sanity integration playbooks molecule ## the gate: all of the below
+test: lint unit sanity integration engines playbooks molecule ## the gate: all of the below
 
 test-all: test ## every scenario; the same as `test` until there are more
 
@@ -59,9 +59,13 @@ sanity: .venv/.done ## ansible-test sanity
 	@echo "=== ansible-test sanity"
 	tests/sanity.sh
 
-integration: .venv/.done ## modules against a real mongod and One-API's stand-in
+integration: .venv/.done ## modules against a real mongod and One-API's stand-in, the door with a real nginx
 	@echo "=== module integration tests"
-	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules tests/integration/door
+
+engines: .venv/.done ## our chat engine and the clients of the model hubs, each in the environment that a model host gets
+	@echo "=== engine tests"
+	tests/engines/run.sh
 
 playbooks: .venv/.done ## playbooks through ansible-runner: bad inventories, secrets, the installed tarball
 	@echo "=== playbook tests"

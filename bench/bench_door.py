@@ -36,7 +36,7 @@ KEY = "sk-bench"
 
 def serve(port: int, seconds: float, texts: int) -> None:
     random.seed(1)
-    rows = [{"object": "embedding", "index": index, "embedding": [round(random.uniform(-1, 1), 8) for _ in range(1024)]} for index in range(texts)]
+    rows = [{"object": "embedding", "index": index, "embedding": [round(random.uniform(-1, 1), 8) for _unused in range(1024)]} for index in range(texts)]
     body = json.dumps({"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 1, "total_tokens": 1}}).encode()
 
     async def main() -> None:
@@ -81,14 +81,14 @@ async def measure(port: int, texts: int) -> float:
         await reader.readexactly(int(length.split(b":")[1]))
 
     async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        for _ in range(200):  # until the server stands
+        for _unused in range(200):  # until the server stands
             try:
                 return await asyncio.open_connection("127.0.0.1", port, limit=2**22)
             except ConnectionError:
                 await asyncio.sleep(0.05)
         raise SystemExit(f"nothing answers on port {port}")
 
-    connections = [await connect() for _ in range(CLIENTS)]
+    connections = [await connect() for _unused in range(CLIENTS)]
     await asyncio.gather(*(ask(*connection) for connection in connections))
 
     async def client(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
@@ -121,7 +121,7 @@ def compare(door: Door, seconds: float, texts: int) -> dict[str, float]:
     best = {"direct": 0.0, "door": 0.0}
     cpu = requests = 0.0
     try:
-        for _ in range(ROUNDS):
+        for _unused in range(ROUNDS):
             for way, number in (("direct", behind), ("door", port)):
                 before = cpu_seconds(door.workers())
                 rate = asyncio.run(measure(number, texts))

@@ -8,3 +8,4 @@ export PATH=$PWD/.venv/bin:$PATH
 .venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
 .venv/bin/python tests/lint_argument_specs.py
 .venv/bin/python docs/role_readmes.py --check
+.venv/bin/python docs/model_table.py --check

@@ -87,6 +87,19 @@ def ssh_key() -> Path:
     return SSH / "id_ed25519"
 
 
+def own_ca() -> Path:
+    """The certificate of a CA for scenarios with TLS between hosts; its key lies beside it."""
+    certificate = STATE / "ca" / "ca.pem"
+    if not certificate.exists():
+        certificate.parent.mkdir(parents=True, exist_ok=True)
+        coming = certificate.with_suffix(".new")
+        output(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650",
+                "-subj", "/CN=CA of the lab", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+                "-keyout", certificate.with_suffix(".key"), "-out", coming])
+        coming.rename(certificate)
+    return certificate
+
+
 def host_key(lab: str, host: Host) -> Path:
     """Kept over down and up, so that nobody learns to ignore a changed host key."""
     path = SSH / "hostkeys" / lab / host.name
@@ -244,6 +257,7 @@ def up_hosts(lab: str, net: str, hosts: list[Host]) -> None:
     raise_inotify()
     keys = {f"{net}.{host.octet}": host_key(lab, host) for host in hosts}
     ssh_key()
+    own_ca()
     write_known_hosts(keys)
     with Step("lab hosts " + " ".join(host.name for host in hosts)):
         fresh = [host.name for host in hosts if up_host(lab, net, host)]

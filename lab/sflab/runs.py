@@ -100,7 +100,7 @@ def run_playbook(
     result = ansible_runner.run(
         private_data_dir=str(directory),
         playbook=str(playbook),
-        inventory=inventory if isinstance(inventory, dict) else str(inventory),
+        inventory=inventory if isinstance(inventory, (dict, list)) else str(inventory),
         extravars=extravars or {},
         envvars=env,
         cmdline=cmdline or None,

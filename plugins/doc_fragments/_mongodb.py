@@ -17,7 +17,7 @@ options:
     default: 127.0.0.1
   login_port:
     description:
-      - Its port.
+      - Port of the server in O(login_host).
     type: int
     default: 27017
   login_user:
@@ -28,7 +28,7 @@ options:
     type: str
   login_password:
     description:
-      - Its password.
+      - Password of O(login_user).
     type: str
   login_password_previous:
     description:

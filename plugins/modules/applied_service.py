@@ -16,15 +16,14 @@ description:
   - A service that has been running since before its files were last written counts as having them applied.
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
+extends_documentation_fragment:
+  - selfhosted.fastgpt._attributes
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and return the changed status prediction without modifying the target.
     support: full
   diff_mode:
-    description: Returns details on what has changed when in diff mode.
     support: full
   idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
     support: full
 options:
   name:

@@ -161,7 +161,7 @@ class User:
         if self.module.check_mode:
             patience = min(10.0, patience)
         deadline = time.monotonic() + patience
-        lost: tuple[dict[str, t.Any], dict[str, t.Any]] | None = None
+        lost: list[dict[str, t.Any]] = []
         while True:
             self.writing = False
             try:
@@ -171,14 +171,14 @@ class User:
                 if lost and not changed:
                     # The write whose answer was lost had been done.
                     self.before, self.after = lost
-                return changed or lost is not None
+                return changed or bool(lost)
             except (m.Unreachable, m.Refused) as exc:
                 if isinstance(exc, m.Refused) and exc.code not in (m.RETRY_CODES | {ALREADY_EXISTS, NOT_FOUND}):
                     raise
                 if not self.opened or time.monotonic() >= deadline:
                     raise
                 if self.writing and not (isinstance(exc, m.Refused) and exc.code in (ALREADY_EXISTS, NOT_FOUND)):
-                    lost = (self.before, self.after)
+                    lost = [self.before, self.after]
                 time.sleep(0.3)
 
     def write(self, primary: m.Access, name: str, **fields: t.Any) -> None:

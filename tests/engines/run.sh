@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests with the real packages of the engines: tests/engines/run.sh [name...], all of them without a name.
 # Their environments are made as the role makes them, from its locks, and kept in .cache/engines.
-# PIP_INDEX_URL and PIP_FIND_LINKS say where packages come from, TORCH_INDEX where torch does, for those that need it.
+# torch is fetched by pip, which knows best where this machine's packages come from.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 role=roles/model_server
@@ -19,12 +19,16 @@ for name in "${names[@]}"; do
   mkdir -p .cache/engines
   if [ ! -e "$ENGINE_DIR/.complete" ]; then
     echo "=== environment of $name"
-    .venv/bin/python - "$name" "$lock" "$torch" "$(default model_server_uv_version)" <<'PYTHON' | MODEL_SERVER_RUN="$PWD/.cache/engines/run" python3 $role/files/prepare.py
+    wheels=
+    if [ -n "$torch" ]; then
+      wheels=$PWD/.cache/engines/wheels
+      .venv/bin/python -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: -d "$wheels" "torch==$torch"
+    fi
+    .venv/bin/python - "$name" "$lock" "$torch" "$(default model_server_uv_version)" "$wheels" <<'PYTHON' | MODEL_SERVER_RUN="$PWD/.cache/engines/run" python3 $role/files/prepare.py
 import json, os, sys
-name, lock, torch, uv = sys.argv[1:]
+name, lock, torch, uv, wheels = sys.argv[1:]
 engine = {"name": name, "dir": os.environ["ENGINE_DIR"], "lock": os.path.abspath(lock), "torch": torch}
-engine["torch_index"] = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
-packages = {"index_url": os.environ.get("PIP_INDEX_URL", ""), "find_links": os.environ.get("PIP_FIND_LINKS", "")}
+packages = {"index_url": os.environ.get("PIP_INDEX_URL", ""), "find_links": wheels}
 python = os.path.realpath(sys.executable)
 print(json.dumps({"python": python, "uv_version": uv, "engines_dir": os.path.dirname(engine["dir"]), "packages": packages, "engines": [engine], "weights": []}))
 PYTHON

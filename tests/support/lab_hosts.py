@@ -23,16 +23,19 @@ NAME, NET = os.environ.get("LAB_NAME", "mol"), os.environ.get("LAB_NET", "172.31
 HOSTS = {"app-1": f"{NET}.11", "gpu-1": f"{NET}.12", "gpu-2": f"{NET}.13", "gpu-3": f"{NET}.14"}
 # What `lab.py up` is asked for: the demo's hosts, two more model hosts, the last of which pretends to have two GPUs.
 RAISED = (*DEFAULT_HOSTS, "gpu-2=bookworm=13", "gpu-3=trixie=14=2")
-INVENTORY = [str(ROOT / "inventories" / "lab"), str(ROOT / "molecule" / "default" / "more_models.yml")]
+INVENTORY = [str(ROOT / "inventories" / "lab"), str(ROOT / "inventories" / "lab-models")]
 SSH = ["ssh", "-o", "BatchMode=yes", "-i", str(ROOT / ".lab" / "ssh" / "id_ed25519"), "-o", f"UserKnownHostsFile={ROOT / '.lab' / 'ssh' / 'known_hosts'}"]
 
 
 def site(directory: str, **options: Any) -> Run:
     """site.yml on the scenario's hosts."""
+    return play(ROOT / "playbooks" / "site.yml", directory, **options)
+
+
+def play(playbook: pathlib.Path, directory: str, **options: Any) -> Run:
+    """A playbook on the scenario's hosts."""
     environment = {**vault_environment(), "LAB_NET": NET, **options.pop("environment", {})}
-    return run_playbook(
-        ROOT / "playbooks" / "site.yml", INVENTORY, ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options
-    )
+    return run_playbook(playbook, INVENTORY, ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options)
 
 
 def vault() -> dict[str, str]:

@@ -9,71 +9,23 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
-import testinfra
+from lab_hosts import HOSTS, SSH
+from machines import host, listening, status
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "tests" / "support"))
-from lab_hosts import HOSTS, ROOT, SSH, vault
-
-INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"]
 APP, GPU = HOSTS["app-1"], HOSTS["gpu-1"]
-DOORS = {"app-1": {8000, 8080}, "gpu-1": {8001, 8002, 8003}}
-PUBLISHED = {"app-1": {27017, 5432}, "gpu-1": set()}
+DOORS = {"app-1": {8000, 8080, 8090}, "gpu-1": {8001, 8002, 8003}, "gpu-2": {8001, 8002, 8003}, "gpu-3": {8001}}
+PUBLISHED = {"app-1": {27017, 5432}, "gpu-1": set(), "gpu-2": set(), "gpu-3": set()}
 
 
-def host(name):
-    return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}&sudo=true")
-
-
-@pytest.fixture(scope="module")
-def app():
-    return host("app-1")
-
-
-@pytest.fixture(scope="module")
-def gpu():
-    return host("gpu-1")
-
-
-@pytest.fixture(scope="module")
-def secrets():
-    return vault()
-
-
-@pytest.fixture(scope="module")
-def endpoints(secrets):
-    """The model servers with their keys, by the filter that the roles use."""
-    sys.path.insert(0, str(ROOT / ".collections"))
-    import yaml
-    from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
-
-    lab = yaml.safe_load((ROOT / "inventories" / "lab" / "group_vars" / "all" / "main.yml").read_text(encoding="utf-8"))
-    found = model_endpoints({"gpu-1": lab["model_servers"]}, lab["model_cards_extra"], {"gpu-1": GPU}, secrets["model_server_master_key"])
-    return {entry["kind"]: entry for entry in found}
-
-
-def listening(machine):
-    """(address, port) of every TCP listener."""
-    return {tuple(line.split()[3].rsplit(":", 1)) for line in machine.check_output("ss -Hltn").splitlines()}
-
-
-def status(machine, url, *options):
-    """HTTP status of a request, and the body."""
-    words = " ".join(f"'{option}'" for option in options)
-    out = machine.check_output(f"curl -s -m 20 -w '\\n%{{http_code}}' {words} {url}")
-    body, _newline, code = out.rpartition("\n")
-    return int(code), body
-
-
-@pytest.mark.parametrize("name", ["app-1", "gpu-1"])
+@pytest.mark.parametrize("name", HOSTS)
 def test_only_the_door_and_the_databases_listen_on_the_node_address(name):
     open_ports = {int(port) for address, port in listening(host(name)) if not address.startswith(("127.", "[::1]"))}
     assert open_ports - {22} == DOORS[name] | PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", ["app-1", "gpu-1"])
+@pytest.mark.parametrize("name", HOSTS)
 def test_nothing_listens_on_every_address(name):
     assert {port for address, port in listening(host(name)) if address in ("0.0.0.0", "*", "[::]") and port != "22"} == set()
 
@@ -144,12 +96,12 @@ def test_no_container_was_made_twice_or_left_over(app):
     assert sorted(names) == ["fastgpt", "fastgpt-sandbox", "mongodb", "one-api", "pgvector"]
 
 
-def test_config_json_is_strict_json_and_names_the_models(app, endpoints):
+def test_config_json_is_strict_json_and_names_the_models(app, every):
     path = "/etc/selfhosted-fastgpt/fastgpt/config.json"
     config = json.loads(app.check_output(f"cat {path}"))
-    assert [model["model"] for model in config["llmModels"]] == [endpoints["chat"]["model"]]
-    assert [model["model"] for model in config["vectorModels"]] == [endpoints["embedding"]["model"]]
-    assert config["reRankModels"][0]["requestUrl"] == f"{endpoints['rerank']['url']}/v1/rerank"
+    assert [model["model"] for model in config["llmModels"]] == [entry["model"] for entry in every if entry["kind"] == "chat"]
+    assert [model["model"] for model in config["vectorModels"]] == ["all-MiniLM-L6-v2"]
+    assert [model["requestUrl"] for model in config["reRankModels"]] == [f"http://{APP}:8090/v1/rerank"]
     found = app.file(path)
     assert (found.uid, found.gid, oct(found.mode)) == (1001, 0, "0o640")
 
@@ -164,16 +116,18 @@ def test_no_url_that_a_container_uses_names_localhost(app):
             assert f"{APP}:27017" in urls["MONGODB_URI"]
 
 
-def test_the_gateway_has_one_channel_for_each_model_and_no_v1_in_it(app, secrets, endpoints):
+def test_the_gateway_has_one_channel_for_each_server_and_no_v1_in_it(app, secrets, every):
+    relayed = [entry for entry in every if entry["kind"] != "rerank"]
+    assert len(relayed) == 5
     code, body = status(app, f"http://{APP}:8000/api/channel/search?keyword=", "-H", f"Authorization: {secrets['oneapi_root_access_token']}")
     assert code == 200
     channels = json.loads(body)["data"]
-    assert sorted(channel["name"] for channel in channels) == sorted(endpoints[kind]["name"] for kind in ("chat", "embedding"))
-    assert sorted(channel["base_url"] for channel in channels) == sorted(endpoints[kind]["url"] for kind in ("chat", "embedding"))
+    assert sorted(channel["name"] for channel in channels) == sorted(entry["name"] for entry in relayed)
+    assert sorted(channel["base_url"] for channel in channels) == sorted(entry["url"] for entry in relayed)
     assert {channel["type"] for channel in channels} == {8}
     tokens = json.loads(status(app, f"http://{APP}:8000/api/token/search?keyword=", "-H", f"Authorization: {secrets['oneapi_root_access_token']}")[1])["data"]
     assert [token["name"] for token in tokens] == ["fastgpt"]
-    assert sorted(tokens[0]["models"].split(",")) == sorted(endpoints[kind]["model"] for kind in ("chat", "embedding"))
+    assert sorted(tokens[0]["models"].split(",")) == sorted({entry["model"] for entry in relayed})
 
 
 def test_no_default_password_is_left(app):
@@ -203,9 +157,9 @@ def test_the_keyfile_belongs_to_mongod_alone(app):
     assert all((mode, uid, gid) == ("400", "999", "999") for mode, uid, gid, _path in found)
 
 
-@pytest.mark.parametrize("name", ["app-1", "gpu-1"])
-def test_no_secret_lies_in_a_file_that_everybody_can_read(name, secrets, endpoints):
-    wanted = sorted(set(secrets.values()) | {entry["keys"][0] for entry in endpoints.values()})
+@pytest.mark.parametrize("name", HOSTS)
+def test_no_secret_lies_in_a_file_that_everybody_can_read(name, secrets, every):
+    wanted = sorted(set(secrets.values()) | {entry["keys"][0] for entry in every})
     assert len(wanted) >= 12
     # asked as a user without rights; /tmp is a file system of its own, so -xdev leaves the list of secrets itself out
     find = (

@@ -33,7 +33,7 @@ def test_whole_answer(tiny: Served) -> None:
 def test_stream_says_the_same_as_the_whole(tiny: Served) -> None:
     for text in TEXTS_LONG:
         whole = tiny.ask(text, max_tokens=60)
-        chunks, _ = tiny.stream(text, max_tokens=60, stream_options={"include_usage": True})
+        chunks, _unused = tiny.stream(text, max_tokens=60, stream_options={"include_usage": True})
         assert joined(chunks) == whole.json()["choices"][0]["message"]["content"]
         assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
         assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == whole.json()["usage"]
@@ -45,7 +45,7 @@ def test_characters_are_never_cut(tiny: Served) -> None:
     """A random byte-level model says much that is half a character; what it says whole must come whole."""
     wide = 0
     for seed in range(6):
-        chunks, _ = tiny.stream(f"世界 {seed}", max_tokens=80, temperature=1, seed=seed)
+        chunks, _unused = tiny.stream(f"世界 {seed}", max_tokens=80, temperature=1, seed=seed)
         whole = tiny.said(f"世界 {seed}", max_tokens=80, temperature=1, seed=seed)
         assert joined(chunks) == whole
         wide += sum(ord(one) > 127 and one != "\ufffd" for one in whole)
@@ -60,7 +60,7 @@ def test_stop_strings_even_across_tokens(tiny: Served) -> None:
         wanted = whole[: whole.find(stop)]
         answer = tiny.ask("stop", max_tokens=60, stop=["never said", stop]).json()
         assert answer["choices"][0]["message"]["content"] == wanted and answer["choices"][0]["finish_reason"] == "stop"
-        chunks, _ = tiny.stream("stop", max_tokens=60, stop=stop)
+        chunks, _unused = tiny.stream("stop", max_tokens=60, stop=stop)
         assert joined(chunks) == wanted and chunks[-1]["choices"][0]["finish_reason"] == "stop"
     # the beginning of a stop string at the very end is text after all
     assert tiny.said("stop", max_tokens=60, stop=whole[-3:] + "x") == whole
@@ -83,7 +83,7 @@ def test_sampling(tiny: Served) -> None:
     assert tiny.said("sample", max_tokens=30, temperature=1.5, top_k=1) == greedy == tiny.said("sample", max_tokens=30, temperature=1.5, top_p=1e-6)
     hot = [tiny.said("sample", max_tokens=30, temperature=1.5, seed=seed) for seed in (1, 1, 2, 3)]
     assert hot[0] == hot[1] and len(set(hot)) == 3 and greedy not in hot
-    assert len({tiny.said("sample", max_tokens=30, temperature=1.5) for _ in range(3)}) == 3, "no seed, no repetition"
+    assert len({tiny.said("sample", max_tokens=30, temperature=1.5) for _unused in range(3)}) == 3, "no seed, no repetition"
     assert tiny.said("sample", max_tokens=30, presence_penalty=2, frequency_penalty=2) != greedy
     assert tiny.said("sample", max_tokens=30, repetition_penalty=5) != greedy
 
@@ -233,7 +233,7 @@ def test_a_client_that_leaves_frees_its_slot(stream: bool, own: Callable[..., Se
     step, slow = server.scheduler.engine.step, 0.02
     server.scheduler.engine.step = lambda *given: (time.sleep(slow), step(*given))[1]  # type: ignore[method-assign]
     before = server.metric('requests_total{outcome="cancelled"}')
-    leavers = [raw(server, stream=stream) for _ in range(3)]  # two run, one waits
+    leavers = [raw(server, stream=stream) for _unused in range(3)]  # two run, one waits
     until = time.monotonic() + 5
     while len(server.scheduler.running) < 2 and time.monotonic() < until:
         time.sleep(0.005)

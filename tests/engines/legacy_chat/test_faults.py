@@ -66,7 +66,7 @@ def test_a_failure_within_a_stream_is_an_event(own: Callable[..., Served]) -> No
         return step(*given)
 
     server.scheduler.engine.step = third  # type: ignore[method-assign]
-    chunks, _ = server.stream(max_tokens=30)
+    chunks, _unused = server.stream(max_tokens=30)
     assert chunks[-1]["error"]["code"] == "model_failed" and len(chunks) >= 2
 
 
@@ -77,7 +77,7 @@ def test_a_dead_scheduler_is_seen(own: Callable[..., Served]) -> None:
         raise RuntimeError("CUDA error: device-side assert")
 
     server.scheduler.engine.prefill = always  # type: ignore[method-assign]
-    assert [server.ask().status_code for _ in range(3)] == [500] * 3
+    assert [server.ask().status_code for _unused in range(3)] == [500] * 3
     server.scheduler.join(5)
     health = server.client.get("/health")
     assert health.status_code == 503 and "passes in a row failed" in health.json()["status"]
@@ -188,7 +188,7 @@ def test_sigterm_ends_it_in_seconds_under_load(model_path: Callable[..., str]) -
             except urllib.error.HTTPError as error:
                 tails.append(f"{error.code} {error.read().decode()}")
 
-        threads = [threading.Thread(target=one) for _ in range(40)]
+        threads = [threading.Thread(target=one) for _unused in range(40)]
         for thread in threads:
             thread.start()
         time.sleep(1.0)

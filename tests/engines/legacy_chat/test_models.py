@@ -60,7 +60,7 @@ def test_the_decode_loop_follows_the_model_without_a_cache(kind: str, serve: Cal
     # whole passes go by the model's own masks, not by ours
     lean = model.model.__dict__.pop("get_alibi_mask", None) if kind == "Alibi" else None
     with torch.inference_mode():
-        for _ in range(14):
+        for _unused in range(14):
             logits = model(input_ids=torch.tensor([ids + said])).logits[0, -1, : engine.vocabulary]
             said.append(int(logits.argmax()))
     if kind == "Alibi":
@@ -94,11 +94,11 @@ def test_quantized_is_quantized_and_close(kind: str, bits: int, serve: Callable[
 
 
 def test_a_width_that_is_not_honoured_is_refused(model_path: Callable[..., str]) -> None:
-    model, _, _ = load_model(model_path("qwen"), "cpu", 16, "auto", False)
+    model, _unused, _unused = load_model(model_path("qwen"), "cpu", 16, "auto", False)
     for bits in (8, 4):
         with pytest.raises(LoadError, match=f"quantize-bit: {bits}: not honoured"):
             verify_quantized(model, bits)
-    mixed, _, _ = load_model(model_path("qwen"), "cpu", 8, "auto", False)
+    mixed, _unused, _unused = load_model(model_path("qwen"), "cpu", 8, "auto", False)
     mixed.model.layers[0].mlp.up_proj = torch.nn.Linear(64, 128)
     with pytest.raises(LoadError, match="up_proj"):
         verify_quantized(mixed, 8)

@@ -152,10 +152,10 @@ def _load(door: Door, port: int, requests: int = 40, clients: int = 4, body: byt
     statuses: list[int] = []
 
     def work() -> None:
-        for _ in range(requests // clients):
+        for _unused in range(requests // clients):
             statuses.append(door.ask(port, body=body).status)
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    threads = [threading.Thread(target=work) for _unused in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -212,7 +212,7 @@ def test_a_servers_own_502_is_no_reason_to_ask_another(door: Door, upstreams: t.
     bad.status = 502
     keys = [{"api_key": "key-1"}, {"api_key": "key-2"}] if hop else [{}, {}]
     port = door.open(service(member(bad, **keys[0]), member(good, backup=True, **keys[1])))
-    assert [door.ask(port, body=b"{}").status for _ in range(3)] == [503 if hop else 502] * 3
+    assert [door.ask(port, body=b"{}").status for _unused in range(3)] == [503 if hop else 502] * 3
     assert (len(bad.requests), len(good.requests)) == (3, 0)
 
 
@@ -222,7 +222,7 @@ def test_all_servers_dead(door: Door, upstreams: t.Callable[..., Upstream], hop:
     port = door.open(service(*([member(one, api_key="k1"), member(two)] if hop else [one, two]), retry=True))
     one.stop()
     two.stop()
-    for _ in range(3):
+    for _unused in range(3):
         answer = door.ask(port, body=b"{}")
         assert answer.status == 503 and answer.code == "upstream_down"
 
@@ -454,7 +454,7 @@ def test_a_rate_limit(door: Door, upstream: Upstream) -> None:
     assert statuses == [200] * 3 + [429] * 4
     limited = door.ask(port, login)
     assert limited.code == "rate_limit_exceeded" and "application/json" in limited.headers["content-type"]
-    assert [door.ask(port, "/api/other").status for _ in range(5)] == [200] * 5
+    assert [door.ask(port, "/api/other").status for _unused in range(5)] == [200] * 5
 
 
 def test_a_limit_on_a_guarded_path(door: Door, upstream: Upstream) -> None:

@@ -79,6 +79,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
         [("model_servers[0].weights.sha256", "must be pinned", "Add its sha256")],
     ),
     "certificate without a key": (_vars(model_server_tls_certificate="cert"), [("model_server_tls_certificate", "both a certificate and its key"), ("PEM",)]),
+    "own CA that is not there": (_vars(model_server_tls_own_ca=True), [("model_server_tls_own_ca", "true", "need a CA", "Set door_tls_ca_certificate")]),
     "gpus of a wrong type": (_server(0, gpus="yes"), [("model_servers[0].gpus", "yes", "auto")]),
     "no chat model": (_without_server(0), [("model_servers", "kind chat", "Qwen2.5-1.5B-Instruct")]),
     "no embedding model": (_without_server(1), [("model_servers", "kind embedding", "M3E-")]),

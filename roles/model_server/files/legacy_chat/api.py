@@ -202,7 +202,7 @@ class Api:
     def authorise(self, request: Request) -> None:
         if not self._key:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        scheme, _unused, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key):
             raise Refusal(401, "Incorrect API key provided; send the header Authorization: Bearer KEY", code="invalid_api_key")
 
@@ -217,19 +217,19 @@ class Api:
             raise Refusal(404, f"The model `{name[:200]}` does not exist; this server serves `{self.model}`", param="model", code="model_not_found")
         return JSONResponse(card)
 
-    async def health(self, _: Request) -> Response:
+    async def health(self, _unused: Request) -> Response:
         trouble = self.scheduler.trouble()
         return JSONResponse({"status": trouble or "ok"}, 503 if trouble else 200)
 
-    async def prometheus(self, _: Request) -> Response:
+    async def prometheus(self, _unused: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def refused(self, _: Request, error: Exception) -> Response:
+    async def refused(self, _unused: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             texts = {404: "There is no such path; /v1/chat/completions, /v1/completions and /v1/models are served", 405: "This path takes another method"}
             error = Refusal(error.status_code, texts.get(error.status_code, error.detail), code="unknown_path" if error.status_code == 404 else None)
         assert isinstance(error, Refusal)
         return refusal_response(error)
 
-    async def failed(self, _: Request, error: Exception) -> Response:
+    async def failed(self, _unused: Request, error: Exception) -> Response:
         return refusal_response(Refusal(500, f"this server failed: {type(error).__name__}", code="internal_error"))

@@ -58,7 +58,7 @@ def mended(cls: type[Any]) -> type[Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         late: dict[str, Any] = {}
 
-        def postponed(_: Any, **given: Any) -> None:
+        def postponed(_unused: Any, **given: Any) -> None:
             late.update(given)
 
         with patch.object(PreTrainedTokenizer, "__init__", postponed):
@@ -200,7 +200,7 @@ def load_model(path: str, device: str, bits: int, dtype: str, trust: bool) -> tu
         model, report = auto.from_pretrained(path, output_loading_info=True, **settings)
     except Exception as error:
         raise LoadError(f"{path}: the model does not load: {type(error).__name__}: {error}") from error
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _unused in model.named_parameters()}
     missing = sorted(parameters.intersection(report["missing_keys"]))
     if missing or report["mismatched_keys"]:
         raise LoadError(f"{path}: weights missing or of another shape: {(missing or list(report['mismatched_keys']))[:4]}: download the model again")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +109,7 @@ class Engine:
 
     def _probe(self) -> Layout:
         try:
-            _, past = self._forward([self._ids(3, 1)], [3], 3, None)
+            _unused, past = self._forward([self._ids(3, 1)], [3], 3, None)
             native = isinstance(past, Cache)
             caches = [past] if not native else []
             for rows, length in ([(1, 3)] if native else []) + [(1, 5), (2, 3)]:
@@ -179,12 +180,12 @@ class Engine:
         one, two = one.float(), two.float()
         spread = (two - two.mean()).norm().item()
         distance = (one - two).norm().item() / max(spread, 1e-9)
-        return distance if distance == distance else float("inf")
+        return float("inf") if math.isnan(distance) else distance
 
     def _alone(self, prompt: list[int], steps: int) -> tuple[list[torch.Tensor], list[int]]:
         logits, batch = self.prefill([prompt])
         seen, tokens = [logits[0]], [int(logits[0].argmax())]
-        for _ in range(steps):
+        for _unused in range(steps):
             logits = self.step(batch, tokens[-1:])
             seen.append(logits[0])
             tokens.append(int(logits[0].argmax()))

@@ -19,7 +19,8 @@ environments = [
 ]
 TOML
 cd "$work"
-for name in ${*:-infinity transformers legacy_chat hub}; do
+[ $# -gt 0 ] || set -- infinity transformers legacy_chat hub
+for name in "$@"; do
   cp overrides.txt overrides-now.txt
   case $name in transformers | legacy_chat) grep -v '^numpy' overrides.txt > overrides-now.txt ;; esac
   uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes --no-header --no-annotate \

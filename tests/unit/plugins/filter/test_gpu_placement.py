@@ -66,9 +66,9 @@ def test_cache_of_the_whole_context(model: str, cache: float):
 
 
 def test_the_table_of_the_tutorial_is_the_floor():
-    (embedding,) = gpu_placement([server("M3E-large")], CARDS, [gpu(0)]).values()
+    (embedding,) = list(gpu_placement([server("M3E-large")], CARDS, [gpu(0)]).values())
     assert embedding["need_gb"] == 6, "the table, not the 0.66 GB of the weights"
-    (chat,) = gpu_placement([server("Baichuan2-13B-Chat")], CARDS, [gpu(0)]).values()
+    (chat,) = list(gpu_placement([server("Baichuan2-13B-Chat")], CARDS, [gpu(0)]).values())
     assert chat["need_gb"] == pytest.approx(27.8 + 3.36 + 2.5, abs=0.1), "more than the table's 28, which leave nothing for the cache"
 
 
@@ -77,19 +77,19 @@ def test_a_card_that_the_table_says_is_enough_is_enough():
 
 
 def test_memory_of_the_host():
-    (slow,) = gpu_placement([server("Baichuan2-7B-Chat", gpus=[])], CARDS).values()
+    (slow,) = list(gpu_placement([server("Baichuan2-7B-Chat", gpus=[])], CARDS).values())
     assert slow["device"] == "cpu" and slow["ram_gb"] == slow["need_gb"] == pytest.approx((15 + 2.15) * 2 + 1, abs=0.1), "it computes in 32 bit"
-    (small,) = gpu_placement([server("Baichuan2-7B-Chat", gpus=[], quantize_bit=4)], CARDS).values()
+    (small,) = list(gpu_placement([server("Baichuan2-7B-Chat", gpus=[], quantize_bit=4)], CARDS).values())
     assert small["ram_gb"] == 16, "the table: all 16-bit weights go through the memory once"
-    (modern,) = gpu_placement([server("Qwen3-4B-Instruct-2507", gpus=[])], CARDS).values()
+    (modern,) = list(gpu_placement([server("Qwen3-4B-Instruct-2507", gpus=[])], CARDS).values())
     assert modern["ram_gb"] == 16
-    (quick,) = gpu_placement([server("Baichuan2-7B-Chat")], CARDS, [gpu(0)]).values()
+    (quick,) = list(gpu_placement([server("Baichuan2-7B-Chat")], CARDS, [gpu(0)]).values())
     assert quick["ram_gb"] == 16
 
 
 def test_cache_is_what_weights_and_reserve_leave():
     for servers, gpus in (([server("ChatGLM2-6B")], [gpu(0, "T4")]), ([server("Baichuan2-13B-Chat")], [gpu(0, "3090"), gpu(1, "3090")])):
-        (found,) = gpu_placement(servers, CARDS, gpus).values()
+        (found,) = list(gpu_placement(servers, CARDS, gpus).values())
         card = BY_NAME[servers[0]["model"]]
         left = (found["memory_gb"] - found["entry"]["reserve_gb"]) * len(found["gpus"]) - _placement.weights_gb(card, 16)
         assert found["cache_gb"] == pytest.approx(left, abs=0.03) and found["cache_gb"] >= _placement.cache_gb(card)

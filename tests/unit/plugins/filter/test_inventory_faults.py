@@ -164,6 +164,17 @@ def test_any_yaml_is_borne(data, host):
     assert all(isinstance(line, str) and "\n" not in line for line in inventory_faults(data))
 
 
+def test_the_port_before_several_rerankers_is_taken():
+    data = change("hosts/app-1/fastgpt_port", 8090)
+    rerankers = [server for server in data["hosts"]["gpu-1"]["model_servers"] if server["model"].startswith("bge")]
+    assert rerankers
+    assert inventory_faults(data) == [], "one server of the model is asked directly"
+    data["groups"]["gpu"] = ["gpu-1", "gpu-2"]
+    data["hosts"]["gpu-2"] = {"node_address": "10.0.0.9", "model_servers": rerankers}
+    (found,) = inventory_faults(data)
+    assert "8090" in found and "fastgpt_rerank_port" in found
+
+
 def test_no_dictionary():
     with pytest.raises(AnsibleFilterError):
         inventory_faults([])

@@ -49,7 +49,8 @@ def test_models_get_one_port_after_the_other_and_the_door_takes_them() -> None:
 
 
 @pytest.mark.parametrize("endpoints, port, says", [
-    ({}, 8090, "list of endpoints"), ([1], 8090, "list of endpoints"), ([endpoint("r", "a", keys=[])], 8090, "has no key"), ([], "x", "number"), ([], True, "number"),
+    ({}, 8090, "list of endpoints"), ([1], 8090, "list of endpoints"),
+    ([endpoint("r", "a", keys=[])], 8090, "has no key"), ([], "x", "number"), ([], True, "number"),
 ])  # fmt: skip
 def test_refusals(endpoints: t.Any, port: t.Any, says: str) -> None:
     with pytest.raises(AnsibleFilterError, match=says):

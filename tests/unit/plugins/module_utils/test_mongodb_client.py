@@ -89,7 +89,7 @@ def test_a_driver_that_does_not_fit_the_server_is_named(monkeypatch: pytest.Monk
     pymongo = pytest.importorskip("pymongo")
 
     class Client:
-        def __getitem__(self, _name: str) -> Client:
+        def __getitem__(self, _name: str) -> t.Any:
             return self
 
         def command(self, *_args: t.Any, **_fields: t.Any) -> t.NoReturn:

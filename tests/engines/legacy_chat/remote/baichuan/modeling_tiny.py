@@ -71,14 +71,14 @@ class Backbone(Base):
     def __init__(self, config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([BaichuanLayer(config, self.rotary) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([BaichuanLayer(config, self.rotary) for _unused in range(config.num_hidden_layers)])
         self.post_init()
 
     def get_input_embeddings(self):
         return self.embed_tokens
 
     def mask(self, x, given, past):
-        rows, new, _ = x.shape
+        rows, new, _unused = x.shape
         low = torch.finfo(x.dtype).min
         hidden = torch.full((new, past + new), low, dtype=x.dtype).triu(past + 1)[None, None]
         if given is not None and not self.config.broken:

@@ -61,7 +61,7 @@ class TinyModel(Base):
         super().__init__(config)
         make = skip_init if empty_init else lambda cls, *a, **k: cls(*a, **k)
         self.embedding = make(nn.Embedding, config.padded_vocab_size, config.hidden_size, dtype=config.torch_dtype)
-        self.layers = nn.ModuleList([GLMBlock(config) for _ in range(config.num_layers)])
+        self.layers = nn.ModuleList([GLMBlock(config) for _unused in range(config.num_layers)])
         self.output_layer = make(nn.Linear, config.hidden_size, config.padded_vocab_size, bias=False, dtype=config.torch_dtype)
 
     def get_input_embeddings(self):
