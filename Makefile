@@ -9,7 +9,7 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule bench-modules bench-door clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule bench-modules bench-door bench-models clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -61,7 +61,8 @@ sanity: .venv/.done ## ansible-test sanity
 
 integration: .venv/.done ## modules against a real mongod and One-API's stand-in, the door with a real nginx
 	@echo "=== module integration tests"
-	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules tests/integration/door
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules
+	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/door
 
 engines: .venv/.done ## our chat engine and the clients of the model hubs, each in the environment that a model host gets
 	@echo "=== engine tests"
@@ -81,6 +82,9 @@ bench-modules: .venv/.done ## seconds and requests of oneapi_channel beside a lo
 
 bench-door: .venv/.done ## what the door costs of a model server's throughput, also in .bench/door.json
 	@PYTHONPATH=.collections $(BIN)/python bench/bench_door.py
+
+bench-models: .venv/.done ## our model servers beside the way the seed's work, on this CPU, also in .bench/models.json
+	@$(BIN)/python bench/bench_models.py
 
 clean: ## forget caches and reports, keep the lab
 	rm -rf .demo .bench .ansible .cache .mypy_cache .ruff_cache .pytest_cache tests/output
