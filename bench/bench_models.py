@@ -157,11 +157,11 @@ def show(name: str, ways: dict[str, list[Cost]]) -> None:
 
 
 def hanzi(rng: random.Random, shortest: int, longest: int) -> str:
-    return "".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(rng.randint(shortest, longest)))
+    return "".join(chr(rng.randint(0x4E00, 0x9FA5)) for _unused in range(rng.randint(shortest, longest)))
 
 
 def embedding_body(rng: random.Random, texts: int, lengths: tuple[int, int]) -> Body:
-    return {"model": "embedding", "input": [hanzi(rng, *lengths) for _ in range(texts)]}
+    return {"model": "embedding", "input": [hanzi(rng, *lengths) for _unused in range(texts)]}
 
 
 def embedded(body: Body, answer: Any, size: int) -> None:
@@ -175,7 +175,7 @@ def embedded(body: Body, answer: Any, size: int) -> None:
 
 def free_port() -> int:
     """Of an engine: its door would listen 10000 below."""
-    for _ in range(1000):
+    for _unused in range(1000):
         port = random.randint(21000, 32000)  # noqa: S311  below the ephemeral ports
         with socket.socket() as probe:
             try:
@@ -196,12 +196,18 @@ def engine(name: str, defaults: dict[str, Any]) -> pathlib.Path:
     ENGINES.mkdir(parents=True, exist_ok=True)
     job = {
         "python": os.path.realpath(sys.executable), "uv_version": defaults["model_server_uv_version"], "engines_dir": str(ENGINES), "weights": [],
-        "packages": {"index_url": os.environ.get("PIP_INDEX_URL", ""), "find_links": os.environ.get("PIP_FIND_LINKS", "")},
-        "engines": [{"name": name, "dir": str(directory), "lock": str(lock), "torch": torch,
-                     "torch_index": os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")}],
+        "packages": {"index_url": os.environ.get("PIP_INDEX_URL", ""), "find_links": str(ENGINES / "wheels")},
+        "engines": [{"name": name, "dir": str(directory), "lock": str(lock), "torch": torch}],
     }  # fmt: skip
+    # pip knows best where this machine's torch comes from
+    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(ENGINES / "wheels"), f"torch=={torch}"]
+    subprocess.run(fetch, check=True)
     made = subprocess.run(
-        ["python3", str(ROLE / "files" / "prepare.py")], input=json.dumps(job), text=True, env={**os.environ, "MODEL_SERVER_RUN": str(ENGINES / "run")}
+        ["python3", str(ROLE / "files" / "prepare.py")],
+        input=json.dumps(job),
+        text=True,
+        env={**os.environ, "MODEL_SERVER_RUN": str(ENGINES / "run")},
+        check=False,
     )
     if made.returncode != 0:
         raise BenchError(f"{name}: its environment could not be made; see above")
@@ -424,8 +430,8 @@ class Bench:
 
         with self.raised("embedding", self.ways("embedding", "embedding", "/v1/embeddings", probe)) as servers:
             sizes = check({"ours": 384, "tried": 384, "baseline": 1536})
-            few = [embedding_body(rng, 64, SHORT) for _ in range(3)]
-            many = [embedding_body(rng, 64, SHORT) for _ in range(8)]
+            few = [embedding_body(rng, 64, SHORT) for _unused in range(3)]
+            many = [embedding_body(rng, 64, SHORT) for _unused in range(8)]
             self.batches("embeddings_1x64", servers, few, 1, 64, sizes)
             self.batches("embeddings_8x64", servers, many, 8, 64, sizes)
             self.batches("embeddings_1x32_long", servers, [embedding_body(rng, 32, LONG)], 1, 32, sizes)
@@ -438,7 +444,7 @@ class Bench:
         rng = random.Random(2)  # noqa: S311
 
         def body() -> Body:
-            return {"model": "rerank", "query": hanzi(rng, 8, 24), "documents": [hanzi(rng, *PASSAGE) for _ in range(30)]}
+            return {"model": "rerank", "query": hanzi(rng, 8, 24), "documents": [hanzi(rng, *PASSAGE) for _unused in range(30)]}
 
         def check(way: str, sent: Body, answer: Any) -> None:
             if way != "baseline":
@@ -455,7 +461,7 @@ class Bench:
         seen: dict[str, dict[int, float]] = {}
         probe = {"model": "rerank", "query": "ping", "documents": ["ping", "pong"]}
         with self.raised("rerank", self.ways("rerank", "rerank", "/v1/rerank", probe)) as servers:
-            bodies = [body() for _ in range(8)]
+            bodies = [body() for _unused in range(8)]
             self.batches("rerank_1x30", servers, bodies[:2], 1, 30, check)
             self.batches("rerank_8x30", servers, bodies, 8, 30, check)
 
@@ -463,7 +469,7 @@ class Bench:
 
     def chat(self) -> None:
         rng = random.Random(3)  # noqa: S311
-        questions, long = [hanzi(rng, *SHORT) for _ in range(32)], [hanzi(rng, *LONG) for _ in range(8)]
+        questions, long = [hanzi(rng, *SHORT) for _unused in range(32)], [hanzi(rng, *LONG) for _unused in range(8)]
         texts: dict[tuple[str, str], str] = {}
 
         async def stream(way: str, server: Server, session: aiohttp.ClientSession, prompt: str) -> float:
@@ -490,7 +496,7 @@ class Bench:
                 connector = aiohttp.TCPConnector(limit=0, force_close=True)
                 async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
                     firsts: list[float] = []
-                    for _ in range(times):
+                    for _unused in range(times):
                         firsts += await asyncio.gather(*(stream(way, server, session, prompt) for prompt in prompts))
                 return NEW_TOKENS * len(prompts) * times, tuple(firsts)
 
@@ -554,7 +560,7 @@ def main(argv: list[str] | None = None) -> int:
     for reached, text in told:
         print(f"goal {'reached' if reached else 'missed':<9}{text}")
     print(f"{time.monotonic() - began:.0f} s")
-    return 0 if all(reached for reached, _ in told) else 1
+    return 0 if all(reached for reached, _unused in told) else 1
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def chat(directory: Path) -> None:
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     merges = []
     for one in HANZI[:1500]:
-        [(written, _)] = spelling.pre_tokenize_str(one)
+        [(written, _unused)] = spelling.pre_tokenize_str(one)
         first, second, third = written
         for left, right in ((first, second), (first + second, third)):
             if left + right not in words:
