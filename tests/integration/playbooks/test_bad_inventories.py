@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
 }  # fmt: skip
 
 # What several roles derive from one variable, each refuses in its own words.
-ECHOES = {"models as text": 2, "model server as text": 2, "loopback address": 3, "localhost": 3, "data root that is relative": 5, "registries as a list": 5}
+ECHOES = {"models as text": 2, "model server as text": 2, "loopback address": 3, "localhost": 3, "data root that is relative": 5, "registries as a list": 6}
 
 # Everything that one person gets wrong on one day, each in its own line.
 MANY = (
