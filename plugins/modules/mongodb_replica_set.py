@@ -197,6 +197,14 @@ MAX_STEPS = 400
 SAME_KEY = "Authentication failed"
 
 
+class InTheMaking(m.MongoFault):
+    """The very set that is wanted stands in the configuration of `host`, which is not in it yet."""
+
+    def __init__(self, message: str, host: str) -> None:
+        super().__init__(message)
+        self.host = host
+
+
 class ReplicaSet:
     def __init__(self, module: AnsibleModule, settings: m.Settings, wanted: list[planning.Member]) -> None:
         self.module = module
@@ -301,7 +309,14 @@ class ReplicaSet:
             return
         self.refuse_unreachable(peers)
         own = next((p.host for p in peers if p.own), None)
-        self.refuse_data([p for p in peers if not p.own], None)
+        try:
+            self.refuse_data([p for p in peers if not p.own], None)
+        except InTheMaking as exc:
+            # Another run initiates the set at this very moment: its server has the configuration, but does not name the set yet.
+            if not self.set_appears([exc.host], self.patience):
+                raise
+            self.on_fresh(access)
+            return
         running = self.running_name(access.node)
         if running and running != self.name:
             raise m.MongoFault(f"MongoDB at {self.settings.address} was started with --replSet {running}, but name is {self.name!r}: make both alike.")
@@ -310,7 +325,7 @@ class ReplicaSet:
                 f"{self.name} is initiated with an arbiter and so few data members that w:1 becomes the default write"
                 " concern: writes that only the primary has are lost when it fails. Three data members avoid this."
             )
-        if not self.check and own and self.others_go_first(access, self.hosts[: self.hosts.index(own)]):
+        if not self.check and own and self.others_go_first(self.hosts[: self.hosts.index(own)]):
             self.on_fresh(access)
             return
         self.before = []
@@ -326,16 +341,24 @@ class ReplicaSet:
         elif access.by == "previous":
             self.rotate(access)
 
-    def others_go_first(self, access: m.Access, before: list[str]) -> bool:
+    def others_go_first(self, before: list[str]) -> bool:
         """Whether a server that is listed before this one got into a set while we waited.
 
         Two runs on two servers of one list would make two sets of one name, which MongoDB itself does not always notice.
         """
-        deadline = time.monotonic() + min(2.5 * len(before), 10.0)
+        return self.set_appears(before, min(2.5 * len(before), 10.0))
+
+    def set_appears(self, hosts: t.Iterable[str], seconds: float) -> bool:
+        """Whether one of these servers says within the time that it is in a set."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(0.5)
-            if any(peer.set_name for peer in self.peers(access, before)):
-                return True
+            for host in hosts:
+                try:
+                    if m.peek(self.settings, host).get("setName"):
+                        return True
+                except (m.Unreachable, m.Refused):
+                    continue
         return False
 
     def initiate(self, access: m.Access, own: str | None) -> bool:
@@ -386,7 +409,8 @@ class ReplicaSet:
                 f" {self.name!r} with members that are not listed ({', '.join(strangers)}): if this is the set meant,"
                 f" connect to one of its members; if not, take {peer.host} out of the list."
             )
-        self.refuse_data([p for p in peers if p.own and not p.set_name], None)
+        # the set's configuration may have reached this server since it was asked
+        self.refuse_data([p for p in peers if p.own and not p.set_name], other.node.config())
         self.converge(other)
 
     # removed
@@ -543,11 +567,15 @@ class ReplicaSet:
             wanted_id = (config or {}).get("settings", {}).get("replicaSetId")
             if wanted_id is not None and stored.get("settings", {}).get("replicaSetId") == wanted_id:
                 return True
-            raise m.MongoFault(
+            text = (
                 f"{where} holds data of another replica set ({stored.get('_id')!r}, members there:"
                 f" {', '.join(str(d['host']) for d in stored.get('members', []))}). Empty its data directory if that"
                 " data may go, or take it out of the list."
             )
+            there = {planning.normalise_host(str(d["host"])) for d in stored.get("members", [])}
+            if config is None and stored.get("_id") == self.name and there == set(self.hosts):
+                raise InTheMaking(text, peer.host)
+            raise m.MongoFault(text)
         if collections:
             raise m.MongoFault(
                 f"{where} holds data of its own (collections: {collections}), which joining the set would delete: make"

@@ -12,8 +12,12 @@ import struct
 import threading
 import time
 import typing as t
+from types import SimpleNamespace
 
 import pytest
+from ansible_collections.selfhosted.fastgpt.plugins.module_utils._mongodb import Access, Settings
+from ansible_collections.selfhosted.fastgpt.plugins.module_utils._mongodb_plan import Member
+from ansible_collections.selfhosted.fastgpt.plugins.modules.mongodb_replica_set import Peer, ReplicaSet
 from fixtures_mongodb import VERSION, Authority, Lab, LosingProxy, Node, Port, free_port, run_mongo_module, start_mongo_module
 
 PASSWORD = "root-password-1"
@@ -457,6 +461,36 @@ def test_two_runs_at_once_end_in_one_state(mongo_lab: Lab) -> None:
     assert [r.get("msg") for r in results if r.get("failed")] == []
     assert [m["priority"] for m in config(nodes[0])["members"]] == [3, 2, 1]
     done(replica_set(nodes[2], weighted), False)
+
+
+@pytest.mark.parametrize("sees_first", [False, True])
+def test_set_that_another_run_makes_while_we_look(mongo_lab: Lab, monkeypatch: pytest.MonkeyPatch, sees_first: bool) -> None:
+    """What the members said before the other run, or between its two halves, is compared with what they hold after it."""
+    nodes = [mongo_lab.node_with_root() for _node in range(3)]
+    seen = ReplicaSet.peers
+    looks: list[int] = []
+
+    def stale(self: ReplicaSet, access: Access, hosts: t.Iterable[str]) -> list[Peer]:
+        peers = seen(self, access, hosts)
+        if not looks:
+            done(replica_set(nodes[0], nodes), True)
+            if sees_first:
+                later = seen(self, access, hosts)
+                peers = [new if new.host == nodes[0].host else old for old, new in zip(peers, later, strict=True)]
+        looks.append(1)
+        return peers
+
+    monkeypatch.setattr(ReplicaSet, "peers", stale)
+    module = SimpleNamespace(params={"name": "rs0", "force_recovery": False, "default_write_concern": "auto"}, check_mode=False, warn=print)
+    settings = Settings(nodes[1].host, "root", PASSWORD, timeout=60)
+    work = ReplicaSet(t.cast(t.Any, module), settings, [Member(n.host) for n in nodes])
+    try:
+        work.run()
+    finally:
+        for node in work.opened:
+            node.close()
+    assert not work.changed and not work.initiated and looks
+    done(replica_set(nodes[2], nodes), False)
 
 
 def test_five_members(mongo_lab: Lab) -> None:
