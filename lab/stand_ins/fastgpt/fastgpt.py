@@ -138,7 +138,7 @@ class Server:
             reply: Reply = await (self.admin(admin, request) if admin else self.api.routes[name](request, body))
         except Named as exc:
             code, message = NAMED.get(str(exc), (500, str(exc)))
-            answer = envelope(code, None, message, str(exc), http=self.rules.error_status)
+            answer = envelope(code, None, message, str(exc), http=429 if code == 429 else self.rules.error_status)
             if str(exc) == "unAuthorization":
                 answer.headers.add("Set-Cookie", f"{self.rules.cookie}=; Path=/; Max-Age=0")
             return answer

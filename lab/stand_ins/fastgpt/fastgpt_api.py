@@ -40,6 +40,7 @@ TOKEN_SECONDS = 604800
 QUOTE_PROMPT = "Answer from this knowledge only:\n<Data>\n{{quote}}\n</Data>\n\nQuestion: {{question}}"
 NAMED = {
     "unAuthorization": (403, "凭证错误"),
+    "tooManyRequest": (429, "common:error.too_many_request"),
     "insufficientQuota": (510, "账号余额不足"),
     "unAuthModel": (511, "无权操作该模型"),
     "unAuthFile": (513, "无权阅读该文件"),
@@ -53,6 +54,7 @@ NAMED = {
     "openapiUnExist": (506000, "code_error.openapi_error.api_key_not_exist"),
     "openapiUnAuth": (506001, "code_error.openapi_error.un_auth"),
     "openapiExceedLimit": (506002, "code_error.openapi_error.exceed_limit"),
+    "account_psw_error": (503000, "common:code_error.account_error"),
     "missingParams": (507002, "error.missingParams"),
     "inheritPermissionError": (507003, "error.inheritPermissionError"),
 }
@@ -114,6 +116,7 @@ class Api:
         self.config = config  # filled in place when config.json has been read
         self.token_key = os.environ.get("TOKEN_KEY", "")
         self.tasks: set[asyncio.Task[None]] = set()
+        self.logins: dict[str, tuple[float, int]] = {}  # address -> end of its window, log-ins in it
         self.routes: dict[str, Handler] = {
             "common/system/getInitData": self.init_data,
             "support/user/account/loginByPassword": self.login,
@@ -186,7 +189,20 @@ class Api:
             data.update(public_models(self.config, self.rules))
         return data
 
+    def limit_logins(self, request: web.Request) -> None:
+        if self.rules.login_limit is None:
+            return
+        most, seconds = self.rules.login_limit
+        address = request.headers.get("X-Forwarded-For", "").split(",")[0].strip() or request.remote or ""
+        end, count = self.logins.get(address, (0.0, 0))
+        if end < time.time():
+            end, count = time.time() + seconds, 0
+        self.logins[address] = (end, count + 1)
+        if count >= most:
+            raise Named("tooManyRequest")
+
     async def login(self, request: web.Request, body: dict[str, Any]) -> Reply:
+        self.limit_logins(request)
         username, password = body.get("username"), body.get("password")
         if not username or not password:
             raise Fault("缺少参数")
@@ -194,11 +210,11 @@ class Api:
         users = self.mongo.collection("users")
         user = await users.find_one({"username": str(username)})
         if user is None:
-            raise Fault("用户未注册")
+            raise self.login_error("用户未注册")
         if user.get("status") == "forbidden":
-            raise Fault("账号已停用，无法登录")
+            raise Fault("Invalid account!" if self.rules.login_limit else "账号已停用，无法登录")
         if user["password"] != sha256(str(password)):
-            raise Fault("密码错误")
+            raise self.login_error("密码错误")
         detail = await self.user_detail(user)
         claims = {"userId": str(user["_id"]), "teamId": detail["team"]["teamId"], "tmbId": detail["team"]["tmbId"]}
         token = make_jwt({**claims, "exp": int(time.time()) + TOKEN_SECONDS}, self.token_key)
@@ -208,6 +224,9 @@ class Api:
             "Set-Cookie", f"{self.rules.cookie}={token}; Path=/; HttpOnly; Max-Age={TOKEN_SECONDS}; Samesite=Strict;{secure}"
         )
         return response
+
+    def login_error(self, text: str) -> Exception:
+        return Named("account_psw_error") if self.rules.login_limit else Fault(text)
 
     async def user_detail(self, user: Document) -> dict[str, Any]:
         member = await self.mongo.collection("team.members").find_one({"userId": user["_id"]})

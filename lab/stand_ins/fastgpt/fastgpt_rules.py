@@ -79,7 +79,12 @@ class Rules:
     @property
     def error_status(self) -> int:
         """HTTP status of errors that carry a code of their own in the body."""
-        return 200 if self.version <= (4, 8, 10) else 500
+        return 200 if self.version < (4, 8, 18) else 500
+
+    @property
+    def login_limit(self) -> tuple[int, int] | None:
+        """Log-ins in so many seconds from one address. Since then a wrong password and a missing user are one error with a name."""
+        return (10, 120) if self.version >= (4, 8, 18) else None
 
     @property
     def cookie(self) -> str:

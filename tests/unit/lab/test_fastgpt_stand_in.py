@@ -56,6 +56,7 @@ def test_versions_with_and_without_a_suffix():
         ("v4.7.1", False, True, False, False, 200, "token"),
         ("v4.8.3", False, True, True, True, 200, "token"),
         ("v4.8.9", True, True, True, True, 200, "fastgpt_token"),
+        ("v4.8.17", True, True, True, True, 200, "fastgpt_token"),
         ("v4.8.19", True, True, True, True, 500, "fastgpt_token"),
     ],
 )
@@ -305,6 +306,25 @@ def test_no_database_leaves_the_models_readable_and_it_stays_up(stand_in):
     assert process.poll() is None
     process.terminate()
     assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("version, answers", [("v4.8.17", {200}), ("v4.8.18", {200, 429})])
+def test_log_ins_are_limited_by_address_since_4_8_18(version, answers):
+    pytest.importorskip("pymongo")
+    pytest.importorskip("psycopg")
+    import fastgpt_api
+
+    api = fastgpt_api.Api(of(version), None, None, None, {})
+    found = []
+    for address in ["10.0.0.1"] * 12 + ["10.0.0.2"]:
+        request = type("Request", (), {"headers": {"X-Forwarded-For": f"{address}, 127.0.0.1"}, "remote": "127.0.0.1"})()
+        try:
+            api.limit_logins(request)
+            found.append(200)
+        except fastgpt_api.Named as exc:
+            found.append(fastgpt_api.NAMED[str(exc)][0])
+    assert set(found) == answers and found[:10] == [200] * 10 and found[12] == 200
+    assert found.count(429) == (2 if 429 in answers else 0)
 
 
 def test_a_version_of_another_era_is_refused():

@@ -399,8 +399,8 @@ class FastGPT(Fake):
         return made
 
     @staticmethod
-    def envelope(data: t.Any = None, code: int = 200, message: str = "", status: int = 200) -> Reply:
-        return as_json({"code": code, "statusText": "", "message": message, "data": data}, status)
+    def envelope(data: t.Any = None, code: int = 200, message: str = "", status: int = 200, name: str = "") -> Reply:
+        return as_json({"code": code, "statusText": name, "message": message, "data": data}, status)
 
     def answer(self, method, path, query, body, headers):
         if not path.startswith("/api/"):
@@ -422,11 +422,15 @@ class FastGPT(Fake):
         self.logins += 1
         if "html" in self.twist:
             return 502, "text/html", b"<html>bad gateway</html>"
+        if "too many" in self.twist:
+            return self.envelope(code=429, message="common:error.too_many_request", status=429, name="tooManyRequest")
         if "slow start" in self.twist and self.logins < 3:
             return self.envelope(code=500, message="用户未注册", status=500)
         if "mongo" in self.twist:
             return self.envelope(code=500, message="Operation `users.findOne()` buffering timed out after 10000ms", status=500)
         if body["password"] != hashlib.sha256(PASSWORD.encode()).hexdigest() or "wrong password" in self.twist:
+            if self.version >= "v4.8.18":
+                return self.envelope(code=503000, message="common:code_error.account_error", status=500, name="account_psw_error")
             return self.envelope(code=500, message="密码错误", status=500)
         return self.envelope({"user": {}, "token": "jwt-token"})
 
@@ -509,6 +513,7 @@ ALL = [
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     monkeypatch.setattr(fastgpt_check, "_PAUSE", 0.05)
+    monkeypatch.setattr(fastgpt_check, "_LIMITED_PAUSE", 1.0)
 
 
 def arguments(fake: FastGPT, **more: t.Any) -> dict[str, t.Any]:
@@ -558,6 +563,7 @@ def test_litter_of_an_interrupted_run_goes_and_nothing_else(capsys):
         ("wrong password", ALL[:-1], "fastgpt_root_password"),
         ("mongo", ALL[:-1], "does not reach MongoDB"),
         ("html", ALL[:-1], "HTTP 502 and no JSON"),
+        ("too many", ALL[:-1], "10 log-ins in 2 minutes"),
         ("no rerank model", [ALL[1]], "reRankModels of config.json has nothing, not rerank"),
         ("insert", [*ALL[2:5], ALL[7]], "Connection error."),
         ("empty search", ALL[3:5], "none of the stored passages"),
@@ -601,10 +607,19 @@ def test_waits_for_a_slow_start(capsys):
         assert reds(result) == {} and "after 3 tries" in result["checks"][0]["detail"]
 
 
-def test_does_not_wait_with_a_wrong_password(capsys):
-    with FastGPT("wrong password") as fake:
+@pytest.mark.parametrize("version", ["v4.8.9", "v4.8.19"])
+def test_does_not_wait_with_a_wrong_password(capsys, version):
+    with FastGPT("wrong password", version=version) as fake:
         result = run(fastgpt_check, capsys, **arguments(fake, wait=30, checks=["login"]))
         assert len(reds(result)) == 1 and fake.logins == 4 and result["checks"][0]["seconds"] < 10
+
+
+@pytest.mark.parametrize(("version", "most"), [("v4.8.9", 1000), ("v4.8.19", 8)])
+def test_tries_less_often_where_log_ins_are_limited(capsys, version, most):
+    with FastGPT("mongo", version=version) as fake:
+        found = reds(run(fastgpt_check, capsys, **arguments(fake, wait=3, checks=["login"])))
+        assert "does not reach MongoDB" in found["fastgpt logs in"]
+        assert 4 < fake.logins <= most and (most < 1000 or fake.logins > 20)
 
 
 def test_waits_for_what_comes_after_the_login(capsys):
@@ -612,6 +627,8 @@ def test_waits_for_what_comes_after_the_login(capsys):
         threading.Timer(0.6, fake.twist.clear).start()
         assert reds(run(fastgpt_check, capsys, **arguments(fake, wait=20, checks=["login", "dataset"]))) == {}
         assert fake.things["dataset"] == {}
+        # Rounds share a session, since newer versions limit log-ins.
+        assert fake.logins == 1
 
 
 def test_unreachable_fastgpt(capsys):
