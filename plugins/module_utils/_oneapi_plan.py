@@ -199,6 +199,18 @@ def channel_changes(row: Row, channel: Row) -> Row:
     return changes
 
 
+def unused_prompts(channels: t.Iterable[Row], version: tuple[int, int, int] | None) -> list[str]:
+    """Channels whose system prompt this One-API would leave out for some model: to v0.6.10 it rewrites only what it maps."""
+    if version is None or version >= (0, 6, 11):
+        return []
+    result = []
+    for channel in channels:
+        mapping = channel.get("model_mapping") or {}
+        if channel.get("system_prompt") and channel["type"] in _PATH_KEEPING_TYPES and any(mapping.get(model, model) == model for model in channel["models"]):
+            result.append(channel["name"])
+    return result
+
+
 def all_models(rows: t.Iterable[Row]) -> set[str]:
     """Every model that a channel is for, switched off or not, spelt as the server has it."""
     return {model for row in rows for model in str(row.get("models") or "").split(",")}

@@ -91,7 +91,9 @@ options:
         description: Settings of special channel types, such as C(region) or C(api_version).
         type: dict
       system_prompt:
-        description: A system message to put before each conversation (One-API v0.6.9 or newer). An empty string removes it.
+        description:
+          - A system message to put before each conversation (One-API v0.6.9 or newer). An empty string removes it.
+          - To v0.6.10 types 1 and 8 use it only for models that O(channels[].model_mapping) gives another name, of which this module warns.
         type: str
   purge:
     description: Whether channels that O(purge_pattern) matches and O(channels) does not name are deleted.
@@ -248,6 +250,12 @@ class Channels:
     def run(self) -> None:
         self.client.identify()
         wanted = _oneapi_plan.normalise_channels(self.module.params["channels"], self.client.version)
+        unused = _oneapi_plan.unused_prompts(wanted, self.client.version)
+        if unused:
+            self.module.warn(
+                f"One-API {self.client.version_text} leaves system_prompt out for models that model_mapping does not rename, in "
+                f"{', '.join(unused)}. Rename them, or upgrade One-API"
+            )
         rewrite: set[str] = set()
         errors: dict[str, str] = {}
         for round_number in range(_ROUNDS + 1):

@@ -21,13 +21,24 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from oneapi_http import Answer, App, Context, Route, json_answer
-from oneapi_json import GoError, decode, encode
+from oneapi_json import GoError, bind, decode, encode
 from oneapi_store import model_mapping
 
 BUILT_IN_MODELS = ("gpt-3.5-turbo", "gpt-4", "gpt-4o", "gpt-4o-mini", "text-embedding-ada-002", "text-embedding-3-small", "text-embedding-3-large")
 PROXY_TYPE, KNOWN_TYPES = 43, 47
 DEFAULT_URLS = {1: "https://api.openai.com", 30: "http://localhost:11434"}
 CHECKED_PREFIXES = ("/v1/completions", "/v1/chat/completions", "/v1/images", "/v1/audio")
+# What the relay reads of a request, which is refused where a type is another one; the rest is passed on unseen.
+TEXT_REQUEST = {
+    **dict.fromkeys(("model", "user", "encoding_format", "size", "instruction"), "string"),
+    **dict.fromkeys(("max_tokens", "n", "top_k", "dimensions", "num_ctx"), "int"),
+    **dict.fromkeys(("max_completion_tokens", "top_logprobs"), "*int"),
+    **dict.fromkeys(("temperature", "top_p", "frequency_penalty", "presence_penalty"), "*float64"),
+    **dict.fromkeys(("store", "logprobs", "parallel_tool_calls"), "*bool"),
+    **dict.fromkeys(("service_tier", "quality", "style"), "*string"),
+    "seed": "float64",
+    "stream": "bool",
+}
 REQUEST_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -238,6 +249,8 @@ async def relay_text(ctx: Context, channel: dict[str, Any]) -> web.StreamRespons
     raw = ctx.body
     try:
         value = decode(raw, whole=True) if raw else {}
+        if bind(value, TEXT_REQUEST, "GeneralOpenAIRequest")["max_tokens"] not in range(2**30):  # half of what an int32 holds
+            raise GoError("max_tokens is invalid")
     except GoError as exc:
         raise own_fault(str(exc), "invalid_text_request", 400) from exc
     if not ctx.model:

@@ -456,6 +456,28 @@ def test_relay_refusals(relay):
     assert relay("/v1/models", None, "GET", key=fenced["key"], **{"X-Forwarded-For": "10.2.3.4"}).status == 200
 
 
+@pytest.mark.parametrize(
+    "field, text",
+    [
+        ({"max_tokens": 1.5}, "json: cannot unmarshal number 1.5 into Go struct field GeneralOpenAIRequest.max_tokens of type int"),
+        ({"temperature": "0.1"}, "json: cannot unmarshal string into Go struct field GeneralOpenAIRequest.temperature of type float64"),
+        ({"max_tokens": -1}, "max_tokens is invalid"),
+    ],
+)
+def test_relay_reads_typed_fields(relay, field, text):
+    answer = relay("/v1/chat/completions", {**chat(), **field})
+    assert answer.status == 400 and answer.json["error"]["code"] == "invalid_text_request" and answer.json["error"]["message"].startswith(text)
+    assert relay("/v1/chat/completions", {**chat(), "max_tokens": None, "temperature": 0, "unknown": {}}).status == 200
+
+
+def test_relay_uses_a_system_prompt_only_where_the_model_is_mapped(relay):
+    channel = {"name": "p", "type": 8, "key": "k", "base_url": relay.upstream, "models": "plain,alias", "system_prompt": "Be brief."}
+    relay.api.data("POST", "/api/channel/", {**channel, "model_mapping": json.dumps({"alias": "m"})})
+    for model, prompted in (("plain", False), ("alias", True)):
+        assert relay("/v1/chat/completions", chat(model)).status == 200
+        assert ("Be brief." in Upstream.seen[-1]["body"]) == prompted
+
+
 UPSTREAM_ERRORS = [
     ("denied", 401, "invalid_request_error", "invalid_api_key", "bad key"),
     ("detail", 422, "upstream_error", "bad_response_status_code", "bad response status code 422"),

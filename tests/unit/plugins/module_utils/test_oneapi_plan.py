@@ -161,6 +161,23 @@ def test_a_system_prompt_needs_its_version() -> None:
         plan.normalise_channels([{**WANTED, "system_prompt": "x"}], (0, 6, 8))
 
 
+@pytest.mark.parametrize(
+    ("version", "given", "named"),
+    [
+        ((0, 6, 10), {"system_prompt": "x"}, True),
+        ((0, 6, 10), {"system_prompt": "x", "model_mapping": {"m": "m"}}, True),
+        ((0, 6, 10), {"system_prompt": "x", "model_mapping": {"m": "upstream"}}, False),
+        ((0, 6, 10), {"system_prompt": "x", "type": 30}, False),
+        ((0, 6, 10), {"system_prompt": ""}, False),
+        ((0, 6, 11), {"system_prompt": "x"}, False),
+        (None, {"system_prompt": "x"}, False),
+    ],
+)
+def test_a_system_prompt_that_the_server_leaves_out_is_named(version: t.Any, given: dict[str, t.Any], named: bool) -> None:
+    channels = plan.normalise_channels([{**WANTED, "models": ["m"], **given}, {"name": "gone", "state": "absent"}], version)
+    assert plan.unused_prompts(channels, version) == (["a@x"] if named else [])
+
+
 def test_order_of_options() -> None:
     items = [("GitHubOAuthEnabled", True), ("RegisterEnabled", False), ("GitHubClientId", "x")]
     assert [key for key, _value in sorted(items, key=plan.option_order)] == ["RegisterEnabled", "GitHubClientId", "GitHubOAuthEnabled"]
