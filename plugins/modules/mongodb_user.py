@@ -26,6 +26,7 @@ attributes:
     support: full
     details:
       - The password is checked by a log-in, in check mode too. Nothing is waited for longer than 10 seconds.
+      - On a server whose replica set is yet to be initiated, which the same run would have done before, a new user is foreseen.
   diff_mode:
     support: full
     details:
@@ -151,6 +152,7 @@ class User:
         self.roles = wanted_roles(module.params["roles"], self.database)
         self.opened: list[m.Node] = []
         self.writing = False
+        self.foreseen = False
         self.result: dict[str, t.Any] = {"user": self.name, "database": self.database, "password_changed": False}
         self.before: dict[str, t.Any] = {}
         self.after: dict[str, t.Any] = {}
@@ -193,6 +195,9 @@ class User:
         deadline = time.monotonic() + patience
         access = m.open_login(self.settings, patience)
         self.opened.append(access.node)
+        self.foreseen = self.module.check_mode and self.not_initiated(access)
+        if self.foreseen:
+            return access
         while True:
             primary = m.find_primary(self.settings, access)
             if primary is not None:
@@ -207,7 +212,19 @@ class User:
                 )
             time.sleep(0.3)
 
+    @staticmethod
+    def not_initiated(access: m.Access) -> bool:
+        try:
+            access.node.status()
+        except m.Refused as exc:
+            return exc.code == m.NOT_YET_INITIALIZED
+        return False
+
     def find(self, primary: m.Access) -> dict[str, t.Any] | None:
+        if self.foreseen:
+            # Users cannot be read there yet; the one that we are exists.
+            ourselves = primary.by == "user" and (self.name, self.database) == (self.settings.user, self.settings.auth_source)
+            return {"roles": self.roles or []} if ourselves else None
         if primary.by == "exception":
             # No user exists, else the exception would be closed; usersInfo is not allowed by it.
             return None

@@ -538,6 +538,21 @@ def test_user(three: list[Node]) -> None:
     done(run_mongo_module("mongodb_user", absent), False)
 
 
+def test_user_of_a_set_that_check_mode_only_foresees(mongo_lab: Lab) -> None:
+    node = mongo_lab.node_with_root()
+    user = {**login(node), "name": "fastgpt", "password": "app-password-1", "roles": [{"role": "readWrite", "db": "fastgpt"}]}
+    predicted = done(run_mongo_module("mongodb_user", user, check=True), True)
+    done(run_mongo_module("mongodb_user", {**user, "name": "root", "password": PASSWORD, "roles": ["root"]}, check=True), False)
+    done(run_mongo_module("mongodb_user", {**login(node), "name": "fastgpt", "state": "absent"}, check=True), False)
+    assert "give a password" in failed(run_mongo_module("mongodb_user", {**login(node), "name": "fastgpt"}, check=True))
+    # Only foreseen in check mode: in earnest there must be a primary.
+    assert "Initiate the replica set" in failed(run_mongo_module("mongodb_user", {**user, "timeout": 2}))
+
+    done(replica_set(node, [node]), True)
+    made = done(run_mongo_module("mongodb_user", user), True)
+    assert made["diff"] == predicted["diff"] and made["password_changed"] and predicted["password_changed"]
+
+
 def test_missing_pymongo_is_named(tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pymongo.py").write_text("raise ImportError('gone')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
