@@ -187,8 +187,8 @@ class _Walk:
         # Two FastGPT hosts share a database and are checked at the same time, so each deletes its own litter only.
         self.prefix = _PREFIX + hashlib.sha256(platform.node().encode()).hexdigest()[:8] + "-"
         self.name = self.prefix + secrets.token_hex(4)
-        self.token = before.token if before else ""
-        self.said = before.said if before else ""
+        self.token: str = before.token if before else ""
+        self.said: str = before.said if before else ""
         self.checks.hide(self.token)
         self.dataset = self.key = ""
         self.stored: set[str] = set()
