@@ -150,7 +150,11 @@ _QUICK_TRIES = 4
 _LIMITED_PAUSE = 20.0
 _AFTER_LOGIN = 90.0
 # MongoDB makes collections and indexes on the first use, and FastGPT does not repeat the transaction that this breaks.
-_CONFLICT = re.compile(r"write ?conflict|catalog change|retry your operation|please retry|snapshot", re.IGNORECASE)
+_CONFLICT = re.compile(
+    r"write ?conflict|catalog change|retry your operation|please retry|snapshot|unable to acquire|transaction \d+ has been aborted"
+    r"|any in-progress transaction",
+    re.IGNORECASE,
+)
 _CONFLICT_TRIES = 6
 _LOG = "docker logs fastgpt"
 _PASSAGES = (

@@ -546,6 +546,22 @@ def test_good_fastgpt(capsys, version):
         assert fake.things == {"app": {}, "dataset": {}, "key": {}}
 
 
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("WriteConflict error: this operation conflicted with another operation. Please retry your operation or multi-document transaction.", True),
+        ("Unable to read from a snapshot due to pending collection catalog changes; please retry the operation.", True),
+        ("Unable to acquire IX lock on '{123: Collection, 456}' within 5ms.", True),
+        ("Transaction 3 has been aborted.", True),
+        ("Given transaction number 1 does not match any in-progress transactions. The active transaction number is -1", True),
+        ("Transaction numbers are only allowed on a replica set member or mongos", False),
+        ("Connection error.", False),
+    ],
+)
+def test_what_mongodb_refuses_once_is_tried_again(text, passes):
+    assert bool(fastgpt_check._CONFLICT.search(text)) == passes
+
+
 def test_litter_of_an_interrupted_run_goes_and_nothing_else(capsys):
     with FastGPT() as fake:
         mine = fastgpt_check._Walk(arguments(fake, label="x"), _checks.Checks(), (4, 8, 9), {})
