@@ -146,6 +146,7 @@ _PAUSE = 2.0
 _LIMITED_SINCE = (4, 8, 18)
 _WRONG_ACCOUNT = "account_psw_error"
 _TOO_MANY = "tooManyRequest"
+_NO_JSON = "no JSON"
 _QUICK_TRIES = 4
 _LIMITED_PAUSE = 20.0
 _AFTER_LOGIN = 90.0
@@ -209,7 +210,7 @@ class _Walk:
         headers = {"token": self.token} if self.token else {}
         response = _http.request(method, url, headers=headers, json=body, **self.within(timeout))
         if "json" not in response.headers.get("content-type", ""):
-            raise _Refused(f"{method} /api/{path} gave HTTP {response.status} and no JSON", f"See whether FastGPT stands at this URL, and {_LOG}")
+            raise _Refused(f"{method} /api/{path} gave HTTP {response.status} and no JSON", f"See whether FastGPT stands at this URL, and {_LOG}", _NO_JSON)
         answer = _checks.json_object(response, f"See {_LOG}")
         if answer.get("code") != 200:
             raise _Refused(_checks.message_of(answer) or f"code {answer.get('code')}", f"See {_LOG}", str(answer.get("statusText") or ""))
@@ -256,7 +257,8 @@ class _Walk:
             except (_checks.CheckError, _http.TransportError) as exc:
                 wrong = isinstance(exc, _Refused) and (_WRONG_PASSWORD in exc.found or exc.name == _WRONG_ACCOUNT)
                 refusals = refusals + 1 if wrong else 0
-                answers += isinstance(exc, _Refused)
+                # What a proxy says for a FastGPT that is not up yet does not count.
+                answers += isinstance(exc, _Refused) and exc.name != _NO_JSON
                 too_many = isinstance(exc, _Refused) and exc.name == _TOO_MANY
                 slowly = too_many or (self.version >= _LIMITED_SINCE and answers >= _QUICK_TRIES)
                 pause = _LIMITED_PAUSE if slowly else _PAUSE
