@@ -68,6 +68,7 @@ options:
     default: false
 notes:
   - A change of the password ends neither open sessions nor the access token.
+  - Where the password of another user is changed, One-API's log names a change of that user's quota to 0, which does not take place.
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
 """
