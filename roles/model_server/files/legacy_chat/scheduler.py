@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .cache import roomy
 from .engine import Batch, Engine
 from .metrics import Metrics
 from .prompts import PromptError, PromptFormat
@@ -86,7 +87,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         metrics.running.set_function(lambda: len(self.running))
         metrics.waiting.set_function(lambda: len(self.inbox) + len(self.waiting))
-        metrics.cache_tokens.set_function(lambda: len(self.running) * (self.batch.width if self.batch else 0))
+        metrics.cache_tokens.set_function(lambda: len(self.running) * (roomy(self.batch.width) if self.batch else 0))
         metrics.cache_limit.set_function(lambda: self.budget)
         metrics.batch_limit.set(limits.batch)
         metrics.batching.set(1 if engine.batches else 0)
@@ -225,7 +226,7 @@ class Scheduler:
                 break
             count = len(self.running) + len(group) + 1
             # some room to grow, so that it is not set back at once
-            if count > 1 and count * (max(width, longest) + 32) > self.budget:
+            if count > 1 and count * roomy(max(width, longest) + 32) > self.budget:
                 break
             group.append(self.waiting.popleft())
         if not group:
@@ -250,7 +251,7 @@ class Scheduler:
     def _step(self) -> None:
         batch = self.batch
         assert batch is not None
-        while len(self.running) > 1 and len(self.running) * (batch.width + 1) > self.budget:
+        while len(self.running) > 1 and len(self.running) * roomy(batch.width + 1) > self.budget:
             self.metrics.preemptions.inc()
             self.waiting.appendleft(self.running[-1])
             self._keep(list(range(len(self.running) - 1)))
