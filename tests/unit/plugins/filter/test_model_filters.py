@@ -68,7 +68,7 @@ def test_every_combination_of_the_catalogue_is_accepted(card, source):
     for engine in card["engines"]:
         assert set(engine) <= {
             "name", "device", "quantize_bits", "image", "quantization", "gpus_max", "reserve_gb", "compute_capability_min", "driver_min", "on_request",
-            "chat_template", "mend_tokenizer",
+            "chat_template", "mend_tokenizer", "image_gb",
         }  # fmt: skip
         for width in engine["quantize_bits"]:
             for gpus in ([], ["auto"]) if engine["device"] == "cpu" else ([0], ["auto"]):
