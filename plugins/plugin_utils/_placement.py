@@ -208,7 +208,8 @@ class Host:
     def room(self, choice: Choice) -> bool:
         """The tables of the cards speak of whole GPUs, the sums of what is really taken, so each has its own limit."""
         return all(
-            self.free(index) >= choice.need and self.gpus[index].total_gb - self.gpus[index].foreign_gb >= sum(other.most for other in self.taken[index]) + choice.most
+            self.free(index) >= choice.need
+            and self.gpus[index].total_gb - self.gpus[index].foreign_gb >= sum(other.most for other in self.taken[index]) + choice.most
             for index in choice.gpus
         )
 

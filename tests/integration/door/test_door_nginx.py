@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Certificate, Door, Pki, Upstream, free_port, make_certificate, trusting, wait_for
+from conftest import Certificate, Door, Pki, Upstream, make_certificate, trusting, wait_for
+from ports import free_port
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "door"
 KEY = "sk-Right"

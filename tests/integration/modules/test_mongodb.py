@@ -14,7 +14,8 @@ import time
 import typing as t
 
 import pytest
-from fixtures_mongodb import VERSION, Authority, Lab, LosingProxy, Node, Port, free_port, run_mongo_module, start_mongo_module
+from fixtures_mongodb import VERSION, Authority, Lab, LosingProxy, Node, Port, run_mongo_module, start_mongo_module
+from ports import free_port
 
 PASSWORD = "root-password-1"
 

@@ -37,7 +37,9 @@ ROWS = """0, NVIDIA GeForce RTX 3090, GPU-1, 00000000:3B:00.0, 24576, {used}, {d
 
 @pytest.fixture
 def look(tmp_path: pathlib.Path, play: Any) -> Any:
-    def run(servers: dict[str, list[dict[str, Any]]], driver: str = "580.173.02", used: int = 1, there: str = "none", **variables: Any) -> tuple[Any, dict[str, Any]]:
+    def run(
+        servers: dict[str, list[dict[str, Any]]], driver: str = "580.173.02", used: int = 1, there: str = "none", **variables: Any
+    ) -> tuple[Any, dict[str, Any]]:
         tools = tmp_path / "bin"
         tools.mkdir()
         (tools / "rows").write_text(ROWS.format(driver=driver, used=used))

@@ -87,13 +87,17 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         metrics.running.set_function(lambda: len(self.running))
         metrics.waiting.set_function(lambda: len(self.inbox) + len(self.waiting))
-        metrics.cache_tokens.set_function(lambda: len(self.running) * (roomy(self.batch.width) if self.batch else 0))
+        metrics.cache_tokens.set_function(self._in_use)
         metrics.cache_limit.set_function(lambda: self.budget)
         metrics.batch_limit.set(limits.batch)
         metrics.batching.set(1 if engine.batches else 0)
         metrics.up.set_function(lambda: 0 if self.trouble() else 1)
 
     # ------------------------------------------------------------ from the event loop
+
+    def _in_use(self) -> int:
+        batch = self.batch  # the thread may take it away meanwhile
+        return len(self.running) * roomy(batch.width) if batch else 0
 
     def start(self) -> None:
         self._thread.start()
@@ -322,7 +326,8 @@ class Scheduler:
             self.most, self.calm = count - 1, 0
             log.warning("out of memory with %d requests: at most %d at once for some time; lower --cache-gb or --max-batch", count, self.most)
             self.waiting.extendleft(reversed(jobs))
-            del error
+            # its frames still hold what the pass had in memory
+            error.with_traceback(None)
             torch.cuda.empty_cache()
             return
         log.error("a forward pass failed", exc_info=error)

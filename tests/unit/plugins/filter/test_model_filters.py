@@ -15,8 +15,8 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.filter.fastgpt_models import fastgpt_models
 from ansible_collections.selfhosted.fastgpt.plugins.filter.image_ref import image_ref
-from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_containers import model_containers
+from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_server_faults import model_server_faults
 from ansible_collections.selfhosted.fastgpt.plugins.filter.oneapi_channels import oneapi_channels
 from hypothesis import given
@@ -228,7 +228,8 @@ def test_endpoint_before_and_after_a_look_at_the_gpus():
     assert after[0]["engine_entry"]["image"] == "v0.33.0" and 0.3 < after[0]["gpu_memory_fraction"] < 0.92
     assert after[0]["gpu_memory_gb"] > after[0]["need_gb"] > 0 and after[1]["note"] == ""
     assert [one["note"] for one in none] == ["the host has no GPU"] * 2 and [one["device"] for one in none] == ["cpu", "cpu"]
-    changing = {"engine", "engine_entry", "environment", "container", "device", "gpus", "gpu_memory_gb", "cache_gb", "gpu_memory_fraction", "need_gb", "ram_gb", "note"}
+    changing = {"container", "engine", "engine_entry", "environment", "device", "gpus",
+                "gpu_memory_gb", "cache_gb", "gpu_memory_fraction", "need_gb", "ram_gb", "note"}
     for other in (after, none):
         assert [{key: one[key] for key in one if key not in changing} for one in before] == [
             {key: one[key] for key in one if key not in changing} for one in other
