@@ -26,7 +26,8 @@ from aiohttp import web
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "integration" / "door"))
 
-from conftest import Door, Renderer, free_port  # noqa: E402
+from conftest import Door, Renderer  # noqa: E402
+from ports import free_port  # noqa: E402
 
 CLIENTS, SECONDS, ROUNDS = 8, 4.0, 3
 # seconds a batch takes, and texts in it: a large batch as FastGPT sends it, and the smallest request that there is

@@ -16,7 +16,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,8 +28,9 @@ import aiohttp
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "lab"))
+sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "support")]
 
+from ports import free_port  # noqa: E402
 from sflab.runs import run_playbook  # noqa: E402
 
 ROLE = ROOT / "roles" / "model_server"
@@ -171,19 +171,6 @@ def embedded(body: Body, answer: Any, size: int) -> None:
 
 
 # -- the servers -------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Of an engine: its door would listen 10000 below."""
-    for _unused in range(1000):
-        port = random.randint(21000, 32000)  # noqa: S311  below the ephemeral ports
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise BenchError("no port is free between 21000 and 32000")
 
 
 def engine(name: str, defaults: dict[str, Any]) -> pathlib.Path:

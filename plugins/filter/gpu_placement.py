@@ -12,6 +12,7 @@ author:
   - selfhosted.fastgpt contributors (@selfhosted)
 description:
   - Fits the model servers of one host onto its GPUs by memory, and answers with engine, GPUs and memory of each.
+  - What other programs use of a GPU (C(memory_foreign_mb)) is not there for models, in whole GB and from 1 GB on.
   - A model needs its weights, the KV cache of one request as long as its context, and what its engine reserves, but never less than the
     memory table of its card says.
   - What C(gpus) names in a list is kept. C(auto) takes the fullest GPU that still has room, with as few GPUs as will do. Servers are placed

@@ -95,7 +95,10 @@ _value:
     environment:
       description:
         - Name of the Python environment that the engine lives in, which is the engine's, and C(-gpu) behind it where its torch is one for GPUs.
-        - Empty for an engine that is a container.
+        - Empty for an engine that lives in a container.
+      type: str
+    container:
+      description: Name of the container that the engine lives in, empty for one in an environment.
       type: str
     device:
       description: C(cpu) or C(gpu), empty where no engine fits.
@@ -163,10 +166,10 @@ from collections.abc import Mapping
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import (
     ADAPTER_OFFSET,
-    CONTAINER_ENGINES,
     ENGINE_OFFSET,
     KINDS,
     choose_engine,
+    container_of,
     index_cards,
     is_int,
     is_list,
@@ -209,7 +212,7 @@ def _endpoint(
         raise AnsibleFilterError(f"model_endpoints: card {model}: kind: {shown(card.get('kind'))}: must be one of {', '.join(KINDS)}.")
     width = item.get("quantize_bit", 16)
     placed = placement.get(port) or _unplaced(item, card, width)
-    in_container = placed["engine"] in CONTAINER_ENGINES
+    container = container_of(placed["engine"], port)
     return {
         "name": f"{model}@{host}",
         "host": host,
@@ -217,7 +220,8 @@ def _endpoint(
         "kind": card["kind"],
         "engine": placed["engine"],
         "engine_entry": placed["entry"],
-        "environment": "" if in_container else placed["engine"] + ("-gpu" if placed["device"] == "gpu" else ""),
+        "environment": "" if container else placed["engine"] + ("-gpu" if placed["device"] == "gpu" else ""),
+        "container": container,
         "device": placed["device"],
         "port": port,
         "engine_port": port + ENGINE_OFFSET,

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import os
 import re
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -65,10 +66,10 @@ def capability_of(device_id: Optional[int]) -> Optional[str]:
     return next((capability for first, last, capability in CAPABILITIES if first <= device_id <= last), None)
 
 
-def _read(path: str) -> str:
+def _read(path: str, limit: int = 200) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as handle:
-            return handle.read(200).strip()
+            return handle.read(limit).strip()
     except OSError:
         return ""
 
@@ -235,6 +236,7 @@ def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run
                 "pci_bus": bus or None,
                 "memory_mb": memory,
                 "memory_used_mb": _whole(row["memory.used"]),
+                "memory_foreign_mb": _whole(row["memory.used"]),
                 "compute_capability": row.get("compute_cap") or capability_of(device_id),
                 "driver_version": row["driver_version"] or module_version or None,
                 "mig": mig,
@@ -258,6 +260,7 @@ def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run
                 "pci_bus": device["pci_bus"],
                 "memory_mb": None,
                 "memory_used_mb": None,
+                "memory_foreign_mb": None,
                 "compute_capability": capability_of(device["device_id"]),
                 "driver_version": module_version or None,
                 "mig": None,
@@ -274,3 +277,27 @@ def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run
         # left-overs of a driver on a host without a GPU are nobody's problem
         "problem": problem if gpus else "",
     }
+
+
+def service_of(cgroup: str) -> str:
+    """Id of the container, or else the systemd unit, that a process belongs to, by its /proc/PID/cgroup."""
+    container = re.search(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", cgroup)
+    if container:
+        return container.group(0)
+    units = re.findall(r"/([^/\s]+\.service)", cgroup)
+    return units[-1] if units else ""
+
+
+def subtract_own(facts: Dict[str, Any], run: Run, own: List[str], proc: str = "/proc") -> None:
+    """Leaves in memory_foreign_mb what is used by others than these units and containers."""
+    fields = ("pid", "gpu_uuid", "used_gpu_memory")
+    rc, text = run(["--query-compute-apps=" + ",".join(fields), "--format=csv,noheader,nounits"])
+    for row in parse_csv(text, fields) if rc == 0 else ():
+        service = service_of(_read(os.path.join(proc, row["pid"] or "", "cgroup"), 4096))
+        if not service or not any(fnmatch.fnmatchcase(service, pattern) for pattern in own):
+            continue
+        for gpu in facts["gpus"]:
+            if gpu["uuid"] == row["gpu_uuid"] and gpu["memory_foreign_mb"] is not None:
+                used = _whole(row["used_gpu_memory"])
+                # how much of it is its own is not said everywhere; then nothing can be called foreign
+                gpu["memory_foreign_mb"] = None if used is None else max(gpu["memory_foreign_mb"] - used, 0)

@@ -25,6 +25,13 @@ attributes:
   idempotent:
     support: full
 options:
+  own_services:
+    description:
+      - Systemd units, with V(*) as a wildcard, and ids of containers whose processes are nobody else's. What they use of a GPU is left out of
+        RV(gpus[].memory_foreign_mb).
+    type: list
+    elements: str
+    default: []
   sysfs_path:
     description: Where the kernel's sysfs is mounted.
     type: path
@@ -71,6 +78,10 @@ gpus:
     memory_used_mb:
       description: Memory in use in MiB, null where the driver does not say it.
       type: int
+    memory_foreign_mb:
+      description:
+        - Memory in use in MiB by others than O(own_services). Null where the driver does not say it, also where it does not say it of one of those.
+      type: int
     compute_capability:
       description: Compute capability, null for a GPU that neither the driver nor the table knows.
       type: str
@@ -85,7 +96,7 @@ gpus:
       type: str
   sample:
     - {index: 0, name: NVIDIA L20, uuid: GPU-11111111-2222-3333-4444-555555555555, pci_bus: "0000:3b:00.0", memory_mb: 46068, memory_used_mb: 1,
-       compute_capability: "8.9", driver_version: 580.173.02, mig: null, problem: ""}
+       memory_foreign_mb: 1, compute_capability: "8.9", driver_version: 580.173.02, mig: null, problem: ""}
 driver_version:
   description: Version of the driver, empty without one.
   returned: always
@@ -113,12 +124,13 @@ ansible_facts:
 from typing import List, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.selfhosted.fastgpt.plugins.module_utils._gpus import gather, loaded_driver, scan_bus
+from ansible_collections.selfhosted.fastgpt.plugins.module_utils._gpus import gather, loaded_driver, scan_bus, subtract_own
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "own_services": {"type": "list", "elements": "str", "default": []},
             "sysfs_path": {"type": "path", "default": "/sys"},
             "timeout": {"type": "int", "default": 60},
         },
@@ -136,6 +148,8 @@ def main() -> None:
 
     try:
         facts = gather(scan_bus(root), loaded_driver(root), run if smi else None)
+        if module.params["own_services"] and any(gpu["memory_foreign_mb"] for gpu in facts["gpus"]):
+            subtract_own(facts, run, module.params["own_services"])
     except OSError as exc:
         # the file is there and cannot be run, such as one for another architecture
         reason = "%s cannot be run: %s" % (smi, exc)

@@ -27,7 +27,7 @@ ENGINES: dict[str, dict[str, tuple[t.Any, ...]]] = {
     "legacy_chat": {"kinds": ("chat",), "devices": ("cpu", "gpu"), "widths": WIDTHS},
     "infinity": {"kinds": ("embedding", "rerank"), "devices": ("cpu", "gpu"), "widths": (16,)},
 }
-# These run as containers, the others in an environment of their own on the host.
+# These live in containers, the others in an environment of their own on the host.
 CONTAINER_ENGINES = ("vllm",)
 # FastGPT cuts longer vectors off without a word and pads shorter ones.
 DIMENSIONS_MAX = 1536
@@ -142,6 +142,11 @@ def combinations_of(card: Mapping[str, t.Any]) -> list[str]:
 
 def served_models(cards: Mapping[str, Mapping[str, t.Any]], kind: t.Any) -> list[str]:
     return [name for name, card in cards.items() if card.get("kind") == kind and combinations_of(card)]
+
+
+def container_of(engine: str, port: int) -> str:
+    """The container that an engine behind this door lives in, empty where it is none."""
+    return f"model-{port}" if engine in CONTAINER_ENGINES else ""
 
 
 def model_name_is_good(name: str) -> bool:

@@ -11,7 +11,7 @@ import math
 import re
 import typing as t
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import (
     combinations_of,
@@ -26,6 +26,9 @@ from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import 
 
 # The driver keeps a part of a GPU's memory for itself, and what allocators lose to fragments must lie somewhere.
 USABLE = 0.92
+# Less than this of other programs is part of what is not usable anyway. More is rounded up to whole GB: a server is started again when its share
+# changes, and should not be for a few MB.
+FOREIGN_GB = 1.0
 # What an engine takes besides weights and cache (CUDA context, kernels' workspace), where its entry does not say.
 RESERVE_GB = 1.5
 # Steps of the search before it gives up, far more than a host with eight GPUs needs.
@@ -107,10 +110,11 @@ class Gpu:
     capability: float
     driver: str
     unusable: str
+    foreign_gb: float = 0.0
 
     @property
     def usable_gb(self) -> float:
-        return self.total_gb * USABLE
+        return max(self.total_gb * USABLE - self.foreign_gb, 0.0)
 
     @property
     def words(self) -> str:
@@ -134,7 +138,16 @@ def read_gpus(gpus: t.Any) -> list[Gpu]:
             capability = capability or float(str(item.get("compute_capability")))
         except ValueError:
             pass
-        found[item["index"]] = Gpu(item["index"], str(item.get("name") or "NVIDIA GPU"), total, capability, str(item.get("driver_version") or ""), unusable)
+        foreign = number(item.get("memory_foreign_mb")) * 1.048576 / 1000
+        found[item["index"]] = Gpu(
+            item["index"],
+            str(item.get("name") or "NVIDIA GPU"),
+            total,
+            capability,
+            str(item.get("driver_version") or ""),
+            unusable,
+            float(math.ceil(foreign)) if foreign >= FOREIGN_GB else 0.0,
+        )
     return [found[index] for index in sorted(found)]
 
 
@@ -195,7 +208,8 @@ class Host:
     def room(self, choice: Choice) -> bool:
         """The tables of the cards speak of whole GPUs, the sums of what is really taken, so each has its own limit."""
         return all(
-            self.free(index) >= choice.need and self.gpus[index].total_gb >= sum(other.most for other in self.taken[index]) + choice.most
+            self.free(index) >= choice.need
+            and self.gpus[index].total_gb - self.gpus[index].foreign_gb >= sum(other.most for other in self.taken[index]) + choice.most
             for index in choice.gpus
         )
 
@@ -330,7 +344,12 @@ def _shortage(gpus: Sequence[Gpu], torch_index: str, servers: Sequence[Server]) 
     host = Host(gpus, torch_index)
     for choice in _squeezed_until_full(gpus, torch_index, servers):
         host.put(choice)
-    rest = [f"{gpu.words} {round(gpu.total_gb, 1)} GB, {max(round(host.free(gpu.index), 1), 0.0)} GB free then" for gpu in gpus if not gpu.unusable]
+    rest = [
+        f"{gpu.words} {round(gpu.total_gb, 1)} GB{f', {gpu.foreign_gb:g} GB of it used by other programs' if gpu.foreign_gb else ''}, "
+        f"{max(round(host.free(gpu.index), 1), 0.0)} GB free then"
+        for gpu in gpus
+        if not gpu.unusable
+    ]
     return f"needs: {'; '.join(needs)}. GPUs: {'; '.join(rest)}"
 
 
@@ -437,6 +456,7 @@ class _Placing:
             )
             return {}
         if placed is None:
+            self.usable = [replace(gpu, foreign_gb=0.0) for gpu in self.usable]
             placed = _squeeze(self.usable, self.torch_index, must)
             may = []
         # earlier in the list goes first, so that a model added at its end moves none

@@ -5,40 +5,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import json
-import ssl
-import time
-import urllib.error
-import urllib.request
 
 import pytest
-from lab_hosts import HOSTS, ROOT
+from asking import ask, ask_entry, load, wait_until
+from lab_hosts import HOSTS
 from machines import host, status
+from rotation import rotated_key
 
 APP = HOSTS["app-1"]
-BODIES = {
-    "chat": ("chat/completions", {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 64}),
-    "embedding": ("embeddings", {"input": ["one passage", "another passage"]}),
-    "rerank": ("rerank", {"query": "what is a cat", "documents": ["a cat is an animal", "the weather is fine"]}),
-}
-
-
-def ask(url, key, kind, model):
-    """Status and answer of one real request from the machine that the tests run on."""
-    route, body = BODIES[kind]
-    request = urllib.request.Request(
-        f"{url}/v1/{route}", json.dumps({**body, "model": model}).encode(), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    )
-    context = ssl.create_default_context(cafile=ROOT / ".lab" / "ca" / "ca.pem")
-    try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-        with opener.open(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"{}")
-    except OSError as error:
-        return 0, str(error)
 
 
 def entry_of(every, name):
@@ -55,7 +31,7 @@ def joint(app):
 def test_every_server_answers_a_real_request_and_those_of_gpu_2_speak_tls(every):
     assert {entry["host"] for entry in every if entry["url"].startswith("https:")} == {"gpu-2"}
     for entry in every:
-        code, answer = ask(entry["url"], entry["keys"][0], entry["kind"], entry["model"])
+        code, answer = ask_entry(entry)
         assert code == 200, (entry["name"], answer)
 
 
@@ -88,8 +64,12 @@ def gateway_tokens(app):
     return status(app, f"http://{APP}:8000/api/token/search?keyword=", "-H", f"Authorization: {vault()['oneapi_root_access_token']}")[1]
 
 
-def count_requests(name):
-    return int(host(name).check_output("grep -c /v1/embeddings /var/log/nginx/selfhosted-fastgpt-model_server.log || true") or 0)
+def count_requests(name, pattern="/v1/embeddings"):
+    return int(host(name).check_output(f"grep -c '{pattern}' /var/log/nginx/selfhosted-fastgpt-model_server.log || true") or 0)
+
+
+def run_of(machine, port):
+    return machine.check_output(f"systemctl show -p InvocationID --value selfhosted-model@{port}.service")
 
 
 def test_no_key_is_in_an_access_log(every):
@@ -104,39 +84,45 @@ def test_a_reranker_that_dies_is_not_missed(every, joint):
     """FastGPT's door asks the other one; not a single request is lost."""
     url, key = joint
     gpu = host("gpu-1")
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(ask, url, key, "rerank", "tiny-cross-encoder") for _number in range(40)]
+    before = {name: count_requests(name, "/v1/rerank") for name in ("gpu-1", "gpu-2")}
+    failed = count_requests("gpu-1", '/v1/rerank","status":503')
+    run = run_of(gpu, 8003)
+    with load(4, lambda: ask(url, key, "rerank", "tiny-cross-encoder")) as answers:
+        wait_until(lambda: len(answers) >= 20, 60, "20 answers of both")
+        assert all(count_requests(name, "/v1/rerank") > before[name] for name in before), "one of the two was never asked"
         gpu.check_output("systemctl kill -s KILL selfhosted-model@8003.service")
-        running += [pool.submit(ask, url, key, "rerank", "tiny-cross-encoder") for _number in range(40)]
-        answers = [future.result() for future in running]
-    assert [code for code, _answer in answers] == [200] * 80, [answer for code, answer in answers if code != 200][:3]
+        wait_until(lambda: count_requests("gpu-1", '/v1/rerank","status":503') > failed, 30, "a request that met the dead one")
+        other = count_requests("gpu-2", "/v1/rerank")
+        wait_until(lambda: count_requests("gpu-2", "/v1/rerank") >= other + 5, 60, "the other one goes on")
+        wait_until(lambda: ask_entry(entry_of(every, "tiny-cross-encoder@gpu-1"))[0] == 200, 120, "it comes back")
+    assert {code for code, _answer in answers} == {200}, [answer for code, answer in answers if code != 200][:3]
+    assert run_of(gpu, 8003) != run
     assert ask(url, "sk-" + "0" * 48, "rerank", "tiny-cross-encoder")[0] == 401
-    wait_for(entry_of(every, "tiny-cross-encoder@gpu-1"))
-
-
-def wait_for(entry, seconds=90):
-    deadline = time.monotonic() + seconds
-    while ask(entry["url"], entry["keys"][0], entry["kind"], entry["model"])[0] != 200:
-        assert time.monotonic() < deadline, f"{entry['name']} did not come back within {seconds} s"
-        time.sleep(1)
 
 
 @pytest.mark.parametrize("name, port", [("all-MiniLM-L6-v2@gpu-1", 8002), ("tiny-qwen2-chat@gpu-1", 8001), ("tiny-legacy-chat@gpu-2", 8001)])
 def test_an_engine_killed_under_load_loses_its_own_requests_only_and_comes_back(every, name, port):
     entry = entry_of(every, name)
-    others = [other for other in every if other["host"] == entry["host"] and other is not entry]
     machine = host(entry["host"])
-    run = machine.check_output(f"systemctl show -p InvocationID --value selfhosted-model@{port}.service")
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        own = [pool.submit(ask, entry["url"], entry["keys"][0], entry["kind"], entry["model"]) for _number in range(30)]
-        theirs = [pool.submit(ask, other["url"], other["keys"][0], other["kind"], other["model"]) for other in others for _number in range(10)]
+    run = run_of(machine, port)
+    others = [other for other in every if other["host"] == entry["host"] and other is not entry]
+    assert len(others) == 2
+    with contextlib.ExitStack() as stack:
+        theirs = [stack.enter_context(load(1, lambda other=other: ask_entry(other))) for other in others]
+        own = stack.enter_context(load(4, lambda: ask_entry(entry)))
+        wait_until(lambda: len(own) >= 8 and all(theirs), 120, "all of them answer")
+        assert {code for code, _answer in own} == {200}
         machine.check_output(f"systemctl kill -s KILL selfhosted-model@{port}.service")
-        lost = [answer for code, answer in (future.result() for future in own) if code != 200]
-        assert [code for code, _answer in (future.result() for future in theirs)] == [200] * len(theirs)
+        wait_until(lambda: own[-1][0] != 200, 30, "somebody notices that it was killed")
+        served = [len(answers) for answers in theirs]
+        wait_until(lambda: own[-1][0] == 200, 120, "it comes back")
+    lost = [answer for code, answer in own if code != 200]
     # whoever is refused meanwhile learns it in OpenAI's shape
-    assert all(answer["error"]["code"] == "upstream_down" for answer in lost if isinstance(answer, dict))
-    wait_for(entry)
-    assert machine.check_output(f"systemctl show -p InvocationID --value selfhosted-model@{port}.service") != run
+    assert {code for code, _answer in own} == {200, 503}
+    assert {answer["error"]["code"] for answer in lost} == {"upstream_down"}
+    assert all(len(answers) > before for answers, before in zip(theirs, served, strict=True)), "the others went on meanwhile"
+    assert {code for answers in theirs for code, _answer in answers} == {200}
+    assert run_of(machine, port) != run
 
 
 def test_vllm_has_its_gpu_and_nothing_more(every):
@@ -156,10 +142,23 @@ def test_vllm_has_its_gpu_and_nothing_more(every):
 
 def test_a_dead_container_comes_back(every):
     gpu = host("gpu-3")
-    gpu.check_output("docker exec model-8001 kill -9 1 || docker kill model-8001 && docker start model-8001")
-    wait_for(entry_of(every, "gpu-chat@gpu-3"))
+    entry = entry_of(every, "gpu-chat@gpu-3")
+    assert ask_entry(entry)[0] == 200
+    count = int(gpu.check_output("docker inspect -f '{{.RestartCount}}' model-8001"))
+    gpu.check_output("kill -9 $(docker inspect -f '{{.State.Pid}}' model-8001)")
+    wait_until(lambda: int(gpu.check_output("docker inspect -f '{{.RestartCount}}' model-8001")) > count, 30, "Docker starts it again")
+    wait_until(lambda: ask_entry(entry)[0] == 200, 90, "it comes back")
 
 
-def test_quantization_is_what_was_asked_for():
-    command = json.loads(host("gpu-2").check_output("cat /etc/selfhosted-fastgpt/model_server/servers.json"))["servers"][0]["argv"]
+def test_quantization_is_what_was_asked_for(every):
+    gpu = host("gpu-2")
+    servers = json.loads(gpu.check_output("cat /etc/selfhosted-fastgpt/model_server/servers.json"))["servers"]
+    (command,) = [one["argv"] for one in servers if one["instance"] == "8001"]
     assert command[command.index("--quantize-bit") + 1] == "8"
+    # the engine's own words, after it has looked at its layers
+    assert "tiny-legacy-chat: 8 bits" in gpu.check_output("journalctl -u selfhosted-model@8001.service -o cat --no-pager")
+
+
+def test_a_master_key_of_a_rotation_that_was_taken_back_opens_nothing(every, secrets):
+    for entry in (one for one in every if one["host"] == "gpu-2"):
+        assert ask(entry["url"], rotated_key(secrets, entry), entry["kind"], entry["model"])[0] == 401

@@ -165,9 +165,19 @@ def inspect(names: list[str]) -> dict[str, Standing]:
 
 def start_again(server: Server) -> None:
     if server.get("container"):
-        subprocess.run(["docker", "restart", str(server["container"])], capture_output=True, check=False)
+        docker("restart", str(server["container"]))
     else:
-        systemctl("restart", unit_of(server["instance"]), check=False)
+        systemctl("restart", unit_of(server["instance"]))
+
+
+def docker(*arguments: str) -> None:
+    try:
+        answer = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Trouble(f"docker {' '.join(arguments)}: {error.strerror}") from error
+    # somebody was faster
+    if answer.returncode != 0 and not (arguments[0] == "rm" and "No such container" in answer.stderr):
+        raise Trouble(f"docker {' '.join(arguments)}: {answer.stderr.strip() or answer.returncode}")
 
 
 def last_words(server: Server) -> str:
@@ -282,14 +292,36 @@ def mended_path(server: Server) -> Path:
     return Path(server["cwd"]) / "mended" / str(server["mend"])
 
 
-def mend_fault(server: Server) -> str:
+def mend(server: Server) -> tuple[str, str]:
+    """The mended tokenizer, and why what stands is not that; empty when it is."""
     source = Path(server["weights"]) / str(server["mend"])
     if not source.is_file():
-        return f"{source} is not there"
+        return "", f"{source} is not there"
     try:
-        return "" if content(mended_path(server)) == mended(content(source)) else "not mended"
+        text = mended(content(source))
     except SyntaxError as error:
         raise Trouble(f"{source}: not Python ({error}): the weights are damaged, remove their directory and run the role again.") from error
+    return text, "" if content(mended_path(server)) == text else "not mended"
+
+
+def inputs(server: Server) -> str:
+    """What a container reads from this host and keeps as it was at its start: its mounts are those files, not those that took their names later."""
+    parts = [content(Path(server["weights"]) / MARKER), content(mended_path(server)) if server.get("mend") else ""]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def inputs_stamp(server: Server) -> Path:
+    return Path(server["cwd"]) / "inputs"
+
+
+def outdated_containers(config: dict[str, Any]) -> dict[str, str]:
+    """Those that do not run with what the host holds now, each with the reason."""
+    found = {}
+    for server in config["servers"]:
+        stamp = content(inputs_stamp(server)) if server.get("container") else ""
+        if server.get("container") and stamp != inputs(server):
+            found[str(server["container"])] = "its files changed" if stamp else "new"
+    return found
 
 
 def gone_containers(config: dict[str, Any]) -> list[str]:
@@ -361,8 +393,9 @@ def plan(config: dict[str, Any]) -> dict[str, Any]:
     changes += [f"weights of {name}: {why}" for name, why in weights.items() if why]
     changes += [f"{unit_of(name)}: {why}" for name, why in sorted({**restart, **remove}.items())]
     changes += [f"container {name}: no longer listed" for name in gone_containers(config)]
-    mends = {server["name"]: mend_fault(server) for server in config["servers"] if server.get("mend")}
+    mends = {server["name"]: mend(server)[1] for server in config["servers"] if server.get("mend")}
     changes += [f"tokenizer of {name}: {why}" for name, why in mends.items() if why]
+    changes += [f"container {name}: {why}" for name, why in outdated_containers(config).items()]
     code = code_fault(config)
     changes += [f"code of the engine legacy_chat: {code}"] if code else []
     health = health_fault(config)
@@ -391,15 +424,12 @@ def apply(config: dict[str, Any]) -> dict[str, Any]:
             shutil.rmtree(STATE / name, ignore_errors=True)
             (STATE / "stamps" / name).unlink(missing_ok=True)
     for container in gone_containers(config):
-        subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=False)
+        docker("rm", "--force", container)
+        for part in ("cache", "mended"):
+            shutil.rmtree(STATE / container.rpartition("-")[2] / part, ignore_errors=True)
+        (STATE / container.rpartition("-")[2] / "inputs").unlink(missing_ok=True)
         changed.append(f"container {container}: no longer listed")
-    for server in config["servers"]:
-        if server.get("container"):
-            (Path(server["cwd"]) / "cache").mkdir(parents=True, exist_ok=True)
-        if server.get("mend") and mend_fault(server):
-            if not write(mended_path(server), mended(content(Path(server["weights"]) / str(server["mend"])))):
-                raise Trouble(f"{mended_path(server)}: cannot be written")
-            changed.append(f"tokenizer of {server['name']}: mended")
+    apply_containers(config, changed)
     for name in restart:
         # gone before anything is touched, so that a killed run starts the instance again
         (STATE / "stamps" / name).unlink(missing_ok=True)
@@ -427,6 +457,29 @@ def apply(config: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(path, ignore_errors=True)
         changed.append(f"{path}: no longer used")
     return {"changed": changed}
+
+
+def apply_containers(config: dict[str, Any], changed: list[str]) -> None:
+    """Their files. The containers themselves are made by the role afterwards."""
+    listed = [server for server in config["servers"] if server.get("container")]
+    for server in listed:
+        (Path(server["cwd"]) / "cache").mkdir(parents=True, exist_ok=True)
+        if server.get("mend"):
+            text, why = mend(server)
+            if not text:
+                raise Trouble(f"tokenizer of {server['name']}: {why}: the weights are not those that the model's card speaks of. Correct mend_tokenizer.")
+            if why:
+                write(mended_path(server), text)
+                changed.append(f"tokenizer of {server['name']}: mended")
+    outdated = outdated_containers(config)
+    there = inspect(list(outdated))
+    for name, why in outdated.items():
+        if name in there:
+            docker("restart", name)
+        changed.append(f"container {name}: {why}")
+    # last, so that a killed run starts them again
+    for server in listed:
+        write(inputs_stamp(server), inputs(server))
 
 
 def apply_health(config: dict[str, Any]) -> None:
@@ -601,6 +654,7 @@ def watch(config: dict[str, Any]) -> dict[str, Any]:
     found = look(config["servers"])
     kept: dict[str, Any] = {}
     restarted = []
+    ok = True
     for server in config["servers"]:
         name = server["instance"]
         state = found[name]
@@ -618,13 +672,18 @@ def watch(config: dict[str, Any]) -> dict[str, Any]:
                 entry["failures"] += 0.5 if result["slow"] and lives(server) else 1.0
             print(f"{state.called}: {result['detail']}", file=sys.stderr)
         if entry["failures"] >= float(health.get("failures", 2)):
-            print(f"{state.called}: restarted, its real requests fail", file=sys.stderr)
-            start_again(server)
-            restarted.append(state.called)
-            continue
+            try:
+                start_again(server)
+                print(f"{state.called}: restarted, its real requests fail", file=sys.stderr)
+                restarted.append(state.called)
+                continue
+            except Trouble as trouble:
+                # the next round tries again, and meanwhile the timer's unit has failed, which a monitor sees
+                print(f"{state.called}: its real requests fail, and it cannot be restarted: {trouble}", file=sys.stderr)
+                ok = False
         kept[name] = entry
     write(memory_file, json.dumps(kept))
-    return {"restarted": restarted}
+    return {"ok": ok, "restarted": restarted}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -245,6 +246,24 @@ def test_a_client_that_leaves_frees_its_slot(stream: bool, own: Callable[..., Se
     assert server.metric('requests_total{outcome="cancelled"}') - before == 3
     slow = 0
     assert server.said("next", max_tokens=3)
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_the_server(tiny: Served) -> None:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    before = tiny.metric("requests_total")
+    try:
+        with socket.create_connection(("127.0.0.1", tiny.port)) as sock:
+            sock.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"messages"')
+            time.sleep(0.1)
+        time.sleep(0.2)
+        assert tiny.said(max_tokens=2)
+    finally:
+        logger.removeHandler(handler)
+    assert lines == [] and tiny.metric("requests_total") == before + 1
 
 
 words = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))

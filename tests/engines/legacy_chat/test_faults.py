@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,37 @@ def test_out_of_memory_starts_again_with_less(own: Callable[..., Served]) -> Non
     server.scheduler.calm = 10**6
     server.said("again", max_tokens=4)
     assert server.scheduler.most > 3, "and tries more again after a while"
+
+
+def test_metrics_may_be_asked_while_the_batch_ends(own: Callable[..., Served]) -> None:
+    server = own()
+
+    class Ending:
+        width = 40
+
+        def __bool__(self) -> bool:
+            server.scheduler.batch = None
+            return True
+
+    server.scheduler.batch = Ending()  # type: ignore[assignment]
+    assert server.client.get("/metrics").status_code == 200
+
+
+def test_what_a_failed_pass_held_is_free_before_memory_is_given_back(own: Callable[..., Served], monkeypatch: Any) -> None:
+    server = own("--max-batch", "4")
+    forward, held, left = server.scheduler.engine._forward, [], []
+
+    def tight(tokens: Any, *given: Any) -> Any:
+        if len(tokens) > 2 and len(tokens[0]) == 1:
+            caches = torch.zeros(4)
+            held.append(weakref.ref(caches))
+            raise torch.OutOfMemoryError("no room")
+        return forward(tokens, *given)
+
+    monkeypatch.setattr(server.scheduler.engine, "_forward", tight)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.extend(one() for one in held))
+    assert [one.status_code for one in crowd(server, 4, max_tokens=40)] == [200] * 4
+    assert held and left == [None] * len(left) and left
 
 
 def test_a_full_queue_says_when_to_come_again(own: Callable[..., Served]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import Served, remote
 from legacy_chat.__main__ import arguments, build
+from legacy_chat.cache import ROOM, Tail, tail
 from legacy_chat.compat import LoadError, load_model, pick_dtype, slopes, verify_quantized
 from legacy_chat.requests import Message
 from transformers import PretrainedConfig
@@ -71,6 +73,44 @@ def test_the_decode_loop_follows_the_model_without_a_cache(kind: str, serve: Cal
     answer = server.ask(TEXTS[1], max_tokens=14, repetition_penalty=1)
     assert answer.json()["choices"][0]["message"]["content"] == server.scheduler.decode(said).rstrip("\ufffd")
     assert answer.json()["usage"] == {"prompt_tokens": len(ids), "completion_tokens": 14, "total_tokens": len(ids) + 14}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_grows_in_place(kind: str, serve: Callable[..., Served], model_path: Callable[..., str]) -> None:
+    """Most steps write into the buffer of the step before, also for models whose own code concatenates tuples."""
+    engine = served(serve, model_path(kind)).scheduler.engine
+    assert engine.layout.grow and engine.layout.native == (kind == "qwen")
+    _unused, batch = engine.prefill([engine._ids(9, 1), engine._ids(5, 2)])
+    where = []
+    for at in range(2 * ROOM):
+        engine.step(batch, [at + 1, at + 2])
+        where.append([one.data_ptr() for pair in engine.layout.pairs(batch.past) for one in pair])
+        assert all(one.shape[engine.layout.sequence] == batch.width for pair in engine.layout.pairs(batch.past) for one in pair)
+    moves = [at for at, (one, two) in enumerate(zip(where, where[1:], strict=False), 1) if one != two]
+    assert moves == [23, 55], "where 32 and 64 tokens are full, and nowhere else"
+
+
+@pytest.mark.parametrize("kind", ["qwen", "glm", "Rotary"])
+@pytest.mark.parametrize("grow", [True, False])
+def test_rows_that_leave_and_join_keep_their_caches(kind: str, grow: bool, serve: Callable[..., Served], model_path: Callable[..., str]) -> None:
+    """Over the room of a buffer, with rows that go and come: the logits are those of each row alone."""
+    engine = served(serve, model_path(kind)).scheduler.engine
+    before, engine.layout = engine.layout, replace(engine.layout, grow=grow)
+    try:
+        prompts = [engine._ids(7, 1), engine._ids(20, 2), engine._ids(3, 3)]
+        alone = [engine._alone(one, 80) for one in prompts]
+        _unused, batch = engine.prefill(prompts[:2])
+        for at in range(30):
+            engine.step(batch, [alone[0][1][at], alone[1][1][at]])
+        batch = engine.join(batch, engine.prefill(prompts[2:])[1])
+        for at in range(40):
+            engine.step(batch, [alone[0][1][30 + at], alone[1][1][30 + at], alone[2][1][at]])
+        batch = engine.keep(batch, [2, 0])
+        for at in range(5):
+            logits = engine.step(batch, [alone[2][1][40 + at], alone[0][1][70 + at]])
+        assert engine._distance(logits[0], alone[2][0][45]) < 1e-3 and engine._distance(logits[1], alone[0][0][75]) < 1e-3
+    finally:
+        engine.layout = before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,3 +249,22 @@ def test_a_model_with_windows_makes_its_own_masks(serve: Callable[..., Served], 
     assert engine._ready and engine._sees_all()
     monkeypatch.setattr(engine.model.config, "layer_types", ["full_attention", "sliding_attention", "full_attention"])
     assert not engine._sees_all()
+
+
+def test_a_tail_is_a_tensor_for_all_but_the_one_call() -> None:
+    past = torch.arange(6.0).view(1, 2, 3)
+    for dim in (1, -2):
+        new = torch.ones(1, 1, 3)
+        longer = torch.cat([tail(past, 1), new], dim=dim)
+        assert type(longer) is torch.Tensor and longer.tolist() == [[[0, 1, 2], [3, 4, 5], [1, 1, 1]]]
+        again = torch.cat((tail(longer, 1), new * 2), dim)
+        assert again.data_ptr() == longer.data_ptr() and again[0, 3].tolist() == [2, 2, 2] and longer.shape[1] == 3
+        # a second end of the same beginning never writes into the first one's room
+        other = torch.cat([tail(longer, 1), new * 3], dim=dim)
+        assert other[0, 3].tolist() == [3, 3, 3] and again[0, 3].tolist() == [2, 2, 2]
+    assert isinstance(tail(past, 1), Tail) and type(tail(past, 1) + 1) is torch.Tensor and type(tail(past, 1).transpose(0, 1)) is torch.Tensor
+    assert torch.cat([tail(past, 1), torch.ones(1, 2, 1)], dim=2).shape == (1, 2, 4)
+    assert torch.cat([tail(past, 1), torch.ones(1, 1, 3, dtype=torch.float64)], dim=1).dtype == torch.float64
+    assert torch.cat([tail(past, 1), tail(past, 1)], dim=1).shape == (1, 4, 3)
+    assert torch.cat([tail(past, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3)], dim=1).shape == (1, 4, 3)
+    assert past.tolist() == torch.arange(6.0).view(1, 2, 3).tolist()

@@ -28,6 +28,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+
 NGINX = "/usr/sbin/nginx"
 MAIN = """
 daemon off;
@@ -62,21 +64,6 @@ def list_of(directory: str) -> list[str]:
         return os.listdir(directory)
     except OSError:
         return []
-
-
-_PORTS = iter(range(20000 + os.getpid() % 1000 * 8, 32000))
-
-
-def free_port() -> int:
-    """Below the ephemeral ports, so that no client's connection takes it meanwhile."""
-    for port in _PORTS:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 # Certificates

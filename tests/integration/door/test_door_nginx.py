@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Certificate, Door, Pki, Upstream, free_port, make_certificate, trusting, wait_for
+from conftest import Certificate, Door, Pki, Upstream, make_certificate, trusting, wait_for
+from ports import free_port
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "door"
 KEY = "sk-Right"
@@ -442,6 +443,43 @@ def test_the_log_has_figures_and_no_secret(door: Door, upstreams: t.Callable[...
     door.open(wanted, door_access_log=False)
     door.ask(port)
     assert door.log.read_text() == before and not (door.root / "other.log").read_text()
+
+
+@pytest.mark.parametrize("hop", [False, True])
+def test_the_error_log_quotes_no_query(door: Door, upstreams: t.Callable[..., Upstream], pki: Pki, hop: bool) -> None:
+    """Whatever way a request fails: nobody there, hung up, too large, too often, a certificate that is not trusted, a socket of a hop."""
+    gone, rude, untrusted = upstreams(), upstreams(), upstreams(tls=pki.server)
+    gone.stop()
+    rude.hang_up = True
+    keys = [{"api_key": "sk-One"}, {"api_key": "sk-Two"}] if hop else [{}, {}]
+    limit = [{"path": "/v1/limited", "rate": "1r/m"}]
+    wanted = [
+        service(member(gone, **keys[0]), member(gone, backup=True, **keys[1]), max_body="1k", rate_limits=limit),
+        service(member(rude, **keys[0]), member(rude, backup=True, **keys[1])),
+        service(untrusted, upstream_tls={"ca": pki.other_ca.pem, "name": "127.0.0.1"}),
+    ]
+    errors = [door.root / "error.log", door.root / "log" / "error.log"]
+
+    def fail() -> str:
+        ports = [one["port"] for one in wanted]
+        statuses = [door.ask(port, "/v1/echo?token=sk-Query", body=b"{}").status for port in ports]
+        statuses.append(door.ask(ports[0], "/v1/echo?token=sk-Query", body=b"x" * 2000).status)
+        statuses += [door.ask(ports[0], "/v1/limited?token=sk-Query").status for _unused in range(2)]
+        # the limit counts on over a reload
+        assert statuses[:4] == [503, 503, 503, 413] and statuses[5] == 429
+        for socket in (door.root / "sockets").iterdir():
+            socket.unlink()
+        assert not hop or door.ask(ports[0], "/v1/echo?token=sk-Query").status == 503
+        wait_for(lambda: door.log.read_text().count("\n") >= len(statuses) + hop)
+        return "".join(path.read_text() for path in errors if path.exists())
+
+    door.open(*wanted)
+    assert "sk-" not in fail() and "token" not in door.log.read_text()
+    # the same failures are written where one asks for it, so the test above has looked at the right files
+    door.log.write_text("")
+    door.open(*wanted, door_error_log=True)
+    told = fail()
+    assert told.count("token=sk-Query") >= 6 and "certificate verify" in told
 
 
 def test_a_rate_limit(door: Door, upstream: Upstream) -> None:

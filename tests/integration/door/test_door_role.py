@@ -15,7 +15,8 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Door, Pki, Upstream, free_port, make_certificate, trusting, wait_for
+from conftest import Door, Pki, Upstream, make_certificate, trusting, wait_for
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent

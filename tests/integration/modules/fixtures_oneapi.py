@@ -16,7 +16,6 @@ import io
 import json
 import os
 import pathlib
-import socket
 import ssl
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from unittest import mock
 
 import pytest
 from ansible.module_utils import _internal, basic
+from ports import free_port
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 STAND_IN = REPO / "lab" / "stand_ins" / "one_api" / "one_api.py"
@@ -39,19 +39,13 @@ ROOT_PASSWORD = "rotated-pass-1"
 Result = t.Dict[str, t.Any]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class OneApi:
     """A running server with its data in a directory of its own."""
 
     def __init__(self, directory: pathlib.Path, **environment: str) -> None:
         self.directory = directory
         self.real = os.environ.get("ONE_API_BINARY")
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.faults_file = directory / "faults.json"
         self.requests_file = directory / "requests.log"

@@ -18,7 +18,8 @@ import pytest
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils._mongodb import Access, Settings
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils._mongodb_plan import Member
 from ansible_collections.selfhosted.fastgpt.plugins.modules.mongodb_replica_set import Peer, ReplicaSet
-from fixtures_mongodb import VERSION, Authority, Lab, LosingProxy, Node, Port, free_port, run_mongo_module, start_mongo_module
+from fixtures_mongodb import VERSION, Authority, Lab, LosingProxy, Node, Port, run_mongo_module, start_mongo_module
+from ports import free_port
 
 PASSWORD = "root-password-1"
 

@@ -30,19 +30,23 @@ PLAY = """
     - ansible.builtin.set_fact: {plan__faults: []}
     - ansible.builtin.include_role: {name: selfhosted.fastgpt.plan, tasks_from: report}
 """
-ROWS = """0, NVIDIA GeForce RTX 3090, GPU-1, 00000000:3B:00.0, 24576, 1, {driver}, 8.6, [N/A]
+ROWS = """0, NVIDIA GeForce RTX 3090, GPU-1, 00000000:3B:00.0, 24576, {used}, {driver}, 8.6, [N/A]
 1, NVIDIA GeForce RTX 3090, GPU-2, 00000000:AF:00.0, 24576, 1, {driver}, 8.6, [N/A]
 """
 
 
 @pytest.fixture
 def look(tmp_path: pathlib.Path, play: Any) -> Any:
-    def run(servers: dict[str, list[dict[str, Any]]], driver: str = "580.173.02", **variables: Any) -> tuple[Any, dict[str, Any]]:
+    def run(
+        servers: dict[str, list[dict[str, Any]]], driver: str = "580.173.02", used: int = 1, there: str = "none", **variables: Any
+    ) -> tuple[Any, dict[str, Any]]:
         tools = tmp_path / "bin"
         tools.mkdir()
-        (tools / "rows").write_text(ROWS.format(driver=driver))
+        (tools / "rows").write_text(ROWS.format(driver=driver, used=used))
         (tools / "nvidia-smi").write_text(f'#!/bin/sh\ncase "$1" in -q) echo "CUDA Version : 13.0";; *) cat {tools}/rows;; esac\n')
-        (tools / "nvidia-smi").chmod(0o755)
+        (tools / "docker").write_text(f'#!/bin/sh\ncase "$1" in info) echo {tools}/docker-root;; image) echo "$3" | grep -q "{there}";; esac\n')
+        for tool in ("nvidia-smi", "docker"):
+            (tools / tool).chmod(0o755)
         shared = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable, **SECRETS, **variables}
         hosts = {name: {"node_address": f"192.0.2.{number}", "model_servers": items} for number, (name, items) in enumerate(servers.items(), 1)}
         inventory = tmp_path / "inventory.yml"
@@ -104,3 +108,33 @@ def test_a_host_that_is_too_small_or_too_old_is_refused_with_the_numbers(look: A
         assert part in text, text
     assert "vllm" not in text
     assert [line for line in told["gpu-2"]["faults"] if "gpus" in line or "driver" in line] == [], "CUDA 12.6 runs on this driver"
+
+
+def test_memory_that_other_programs_use_is_not_there(look: Any, tmp_path: pathlib.Path) -> None:
+    report = tmp_path / "report.md"
+    servers = {
+        "gpu-1": [{"model": "ChatGLM2-6B", "port": 8001}],
+        "gpu-2": [{"model": "Baichuan2-13B-Chat", "port": 8001}],
+    }
+    run, told = look(servers, used=20000, plan_report_path=str(report))
+    assert run.rc == 0, run.stdout
+    assert [line for line in told["gpu-1"]["faults"] if "gpus" in line] == []
+    assert "| gpu-1 | ChatGLM2-6B | 8001 | legacy_chat | 16 | GPU 1 |" in report.read_text()
+    assert any("25.8 GB, 21 GB of it used by other programs" in line for line in told["gpu-2"]["faults"]), told
+
+
+@pytest.mark.parametrize("there", ["none", "v0.77.0"])
+def test_dockers_disk_has_room_for_the_images(look: Any, there: str) -> None:
+    card = {
+        "name": "large-image", "kind": "chat", "parameters_billion": 1, "context": 1024, "max_response": 512, "kv_bytes_per_token": 1024,
+        "weights": {"modelscope": {"id": "a/b", "revision": "v1"}}, "memory": {16: {"ram_gb": 1, "vram_gb": 1}},
+        "engines": [{"name": "vllm", "device": "gpu", "quantize_bits": [16], "image": "v0.77.0", "image_gb": 999999}],
+    }  # fmt: skip
+    registries = {"docker.io": "harbor.example/hub"}
+    _unused, told = look({"gpu-1": [{"model": "large-image", "port": 8001}]}, there=there, model_cards_extra=[card], image_registries=registries)
+    found = [line for line in told["gpu-1"]["faults"] if "container_engine_data_root" in line]
+    if there == "none":
+        (line,) = found
+        assert re.search(r": /\S+: the images to pull \(harbor.example/hub/vllm/vllm-openai:v0.77.0\) take about 999999 GB, [0-9.]+ GB are free", line)
+    else:
+        assert found == []

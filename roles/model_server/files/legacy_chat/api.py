@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -91,7 +91,7 @@ class Completions:
         except Refusal as refusal:
             await refusal_response(refusal)(scope, receive, send)
             return
-        except Gone:
+        except ClientDisconnect:
             return
         watch = asyncio.ensure_future(self._watch(receive, job))
         try:

@@ -18,6 +18,76 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
+# Tokens that a cache has room for beyond those in it, at most: once in so many steps it is copied.
+ROOM = 32
+
+
+def roomy(width: int) -> int:
+    """Tokens that a row of so many takes."""
+    return -(-width // ROOM) * ROOM
+
+
+class Grown:
+    """A tensor of the cache that grows at its end: in place as long as its buffer has room."""
+
+    def __init__(self, tensor: torch.Tensor, sequence: int) -> None:
+        self._buffer, self.sequence, self.length = tensor, sequence, tensor.shape[sequence]
+
+    def append(self, new: torch.Tensor) -> torch.Tensor:
+        at, had = self.sequence, self.length
+        more = new.shape[at]
+        if had + more > self._buffer.shape[at]:
+            shape = list(self._buffer.shape)
+            shape[at] = roomy(had + more)
+            wider = self._buffer.new_empty(shape)
+            wider.narrow(at, 0, had).copy_(self._buffer.narrow(at, 0, had))
+            self._buffer = wider
+        self._buffer.narrow(at, had, more).copy_(new)
+        self.length += more
+        return self._buffer.narrow(at, 0, self.length)
+
+
+class GrownLayer(DynamicLayer):
+    """A layer of a Cache that appends in place."""
+
+    def __init__(self, key: torch.Tensor, value: torch.Tensor, sequence: int) -> None:
+        super().__init__()
+        self.lazy_initialization(key)
+        self.keys, self.values = key, value
+        self._grown = Grown(key, sequence), Grown(value, sequence)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, cache_kwargs: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = self._grown[0].append(key_states), self._grown[1].append(value_states)
+        return self.keys, self.values
+
+
+class Tail(torch.Tensor):
+    """What a model that keeps a tuple gets as its past: where its code concatenates the new token to it, that is appended in place."""
+
+    grown: Grown
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        parts = args[0] if func is torch.cat and args else ()
+        if len(parts) == 2 and isinstance(parts[0], Tail) and not isinstance(parts[1], Tail) and set(kwargs) <= {"dim"}:
+            grown, (_unused, new) = parts[0].grown, parts
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            if dim % new.dim() == grown.sequence and new.dtype == parts[0].dtype and grown.length == parts[0].shape[dim]:
+                longer = grown.append(new)
+                longer.grown = grown  # type: ignore[attr-defined]
+                return longer
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+def tail(tensor: torch.Tensor, sequence: int) -> torch.Tensor:
+    """Goes on in the buffer that the last step has appended to."""
+    grown = getattr(tensor, "grown", None)
+    made = tensor.as_subclass(Tail)
+    made.grown = grown if grown is not None and grown.length == tensor.shape[sequence] else Grown(tensor, sequence)
+    return made
+
 
 class Draining(list[Any]):
     """Gives a layer's cache away for good when the next layer's is asked for: a step then needs one layer's room twice, not every layer's."""
@@ -38,6 +108,7 @@ class Layout:
     batch: int
     sequence: int
     token_bytes: int
+    grow: bool = True
     drain: bool = True
 
     def pairs(self, past: Any) -> Pairs:
@@ -48,9 +119,12 @@ class Layout:
             return pairs
         cache = DynamicCache()
         for key, value in pairs:
-            layer = DynamicLayer()
-            layer.lazy_initialization(key)
-            layer.keys, layer.values = key, value
+            if self.grow:
+                layer: DynamicLayer = GrownLayer(key, value, self.sequence)
+            else:
+                layer = DynamicLayer()
+                layer.lazy_initialization(key)
+                layer.keys, layer.values = key, value
             cache.layers.append(layer)
         return cache
 
@@ -58,11 +132,21 @@ class Layout:
         """What the model's forward gets."""
         if self.native:
             return past
+        if self.grow:
+            # each pair is let go as it is replaced, so that Draining holds the last reference
+            for at, (key, value) in enumerate(past):
+                past[at] = tail(key, self.sequence), tail(value, self.sequence)
         return Draining(past) if self.drain else tuple(past)
 
     def kept(self, past: Any) -> Any:
         """What is kept of what forward returned."""
-        return past if self.native else pairs_of(past)
+        if not self.native:
+            return pairs_of(past)
+        if self.grow and not isinstance(past.layers[0], GrownLayer):
+            pairs = pairs_of(past)
+            past.layers.clear()
+            return self.past(pairs)
+        return past
 
     def _front(self, tensor: torch.Tensor, more: int) -> torch.Tensor:
         if not more:

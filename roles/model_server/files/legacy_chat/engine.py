@@ -128,8 +128,8 @@ class Engine:
             undo, self._lean = None, False
         # Models of transformers itself take a finished mask, which spares them most of a small step's time.
         self._ready = self.layout.native and self._sees_all()
-        for drain in (True, False):
-            self.layout = replace(self.layout, drain=drain)
+        for grow, drain in ((True, True), (False, True), (False, False)):
+            self.layout = replace(self.layout, grow=grow, drain=drain)
             trouble = self._wrong_batches()
             if not trouble:
                 return

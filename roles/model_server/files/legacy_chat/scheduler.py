@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .cache import roomy
 from .engine import Batch, Engine
 from .metrics import Metrics
 from .prompts import PromptError, PromptFormat
@@ -86,13 +87,17 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         metrics.running.set_function(lambda: len(self.running))
         metrics.waiting.set_function(lambda: len(self.inbox) + len(self.waiting))
-        metrics.cache_tokens.set_function(lambda: len(self.running) * (self.batch.width if self.batch else 0))
+        metrics.cache_tokens.set_function(self._in_use)
         metrics.cache_limit.set_function(lambda: self.budget)
         metrics.batch_limit.set(limits.batch)
         metrics.batching.set(1 if engine.batches else 0)
         metrics.up.set_function(lambda: 0 if self.trouble() else 1)
 
     # ------------------------------------------------------------ from the event loop
+
+    def _in_use(self) -> int:
+        batch = self.batch  # the thread may take it away meanwhile
+        return len(self.running) * roomy(batch.width) if batch else 0
 
     def start(self) -> None:
         self._thread.start()
@@ -225,7 +230,7 @@ class Scheduler:
                 break
             count = len(self.running) + len(group) + 1
             # some room to grow, so that it is not set back at once
-            if count > 1 and count * (max(width, longest) + 32) > self.budget:
+            if count > 1 and count * roomy(max(width, longest) + 32) > self.budget:
                 break
             group.append(self.waiting.popleft())
         if not group:
@@ -250,7 +255,7 @@ class Scheduler:
     def _step(self) -> None:
         batch = self.batch
         assert batch is not None
-        while len(self.running) > 1 and len(self.running) * (batch.width + 1) > self.budget:
+        while len(self.running) > 1 and len(self.running) * roomy(batch.width + 1) > self.budget:
             self.metrics.preemptions.inc()
             self.waiting.appendleft(self.running[-1])
             self._keep(list(range(len(self.running) - 1)))
@@ -321,7 +326,8 @@ class Scheduler:
             self.most, self.calm = count - 1, 0
             log.warning("out of memory with %d requests: at most %d at once for some time; lower --cache-gb or --max-batch", count, self.most)
             self.waiting.extendleft(reversed(jobs))
-            del error
+            # its frames still hold what the pass had in memory
+            error.with_traceback(None)
             torch.cuda.empty_cache()
             return
         log.error("a forward pass failed", exc_info=error)

@@ -95,6 +95,22 @@ def test_cache_is_what_weights_and_reserve_leave():
         assert found["cache_gb"] == pytest.approx(left, abs=0.03) and found["cache_gb"] >= _placement.cache_gb(card)
 
 
+def test_what_other_programs_use_is_not_there():
+    one = [server("ChatGLM2-6B")]
+    free, used = gpu_placement(one, CARDS, [gpu(0)]), gpu_placement(one, CARDS, [gpu(0, memory_foreign_mb=15000)])
+    assert free[8001]["memory_gb"] - used[8001]["memory_gb"] == pytest.approx(16, abs=0.02), "whole GB"
+    assert used[8001]["cache_gb"] < free[8001]["cache_gb"]
+    # for a few MB more or less nothing is started again
+    assert gpu_placement(one, CARDS, [gpu(0, memory_foreign_mb=15200)]) == used
+    for little in (None, 0, 900, "x"):
+        assert gpu_placement(one, CARDS, [gpu(0, memory_foreign_mb=little)]) == free
+    assert places(one, [gpu(0, memory_foreign_mb=40000), gpu(1)]) == {8001: ("legacy_chat", [1])}
+    told = refusal(one, [gpu(0, memory_foreign_mb=40000)])
+    assert "48.3 GB, 42 GB of it used by other programs, 2.4 GB free then" in told
+    forced = gpu_placement(one, CARDS, [gpu(0, memory_foreign_mb=40000)], check_resources=False)
+    assert forced[8001]["gpus"] == [0] and forced[8001]["memory_gb"] > 10
+
+
 # ---- engines
 
 

@@ -15,8 +15,8 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.filter.fastgpt_models import fastgpt_models
 from ansible_collections.selfhosted.fastgpt.plugins.filter.image_ref import image_ref
+from ansible_collections.selfhosted.fastgpt.plugins.filter.model_containers import model_containers
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
-from ansible_collections.selfhosted.fastgpt.plugins.filter.model_engines import model_engines
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_server_faults import model_server_faults
 from ansible_collections.selfhosted.fastgpt.plugins.filter.oneapi_channels import oneapi_channels
 from hypothesis import given
@@ -68,7 +68,7 @@ def test_every_combination_of_the_catalogue_is_accepted(card, source):
     for engine in card["engines"]:
         assert set(engine) <= {
             "name", "device", "quantize_bits", "image", "quantization", "gpus_max", "reserve_gb", "compute_capability_min", "driver_min", "on_request",
-            "chat_template", "mend_tokenizer",
+            "chat_template", "mend_tokenizer", "image_gb",
         }  # fmt: skip
         for width in engine["quantize_bits"]:
             for gpus in ([], ["auto"]) if engine["device"] == "cpu" else ([0], ["auto"]):
@@ -228,7 +228,8 @@ def test_endpoint_before_and_after_a_look_at_the_gpus():
     assert after[0]["engine_entry"]["image"] == "v0.33.0" and 0.3 < after[0]["gpu_memory_fraction"] < 0.92
     assert after[0]["gpu_memory_gb"] > after[0]["need_gb"] > 0 and after[1]["note"] == ""
     assert [one["note"] for one in none] == ["the host has no GPU"] * 2 and [one["device"] for one in none] == ["cpu", "cpu"]
-    changing = {"engine", "engine_entry", "environment", "device", "gpus", "gpu_memory_gb", "cache_gb", "gpu_memory_fraction", "need_gb", "ram_gb", "note"}
+    changing = {"container", "engine", "engine_entry", "environment", "device", "gpus",
+                "gpu_memory_gb", "cache_gb", "gpu_memory_fraction", "need_gb", "ram_gb", "note"}
     for other in (after, none):
         assert [{key: one[key] for key in one if key not in changing} for one in before] == [
             {key: one[key] for key in one if key not in changing} for one in other
@@ -250,20 +251,21 @@ def test_endpoint_behind_a_door_with_tls():
 
 
 @pytest.mark.parametrize(
-    ("servers", "engines"),
+    ("servers", "containers"),
     [
-        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 1, "gpus": []}], ["transformers"]),
-        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 1}], ["transformers", "vllm"]),
-        ([{"model": "ChatGLM2-6B", "port": 1}, {"model": "M3E-large", "port": 2}], ["infinity", "legacy_chat"]),
-        ([{"model": "Baichuan2-7B-Chat", "port": 1, "quantize_bit": 8}], ["legacy_chat"]),
-        ([{"model": "Baichuan2-7B-Chat", "port": 1, "engine": "legacy_chat"}], ["legacy_chat"]),
-        ([{"model": ["x"]}, 5, {"model": "no such"}, {}], []),
+        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 1, "gpus": []}], []),
+        ([{"model": "Qwen2.5-1.5B-Instruct", "port": 1}], ["model-1"]),
+        ([{"model": "ChatGLM2-6B", "port": 1}, {"model": "M3E-large", "port": 2}, {"model": "Baichuan2-7B-Chat", "port": 3}], ["model-3"]),
+        ([{"model": "Baichuan2-7B-Chat", "port": 1, "quantize_bit": 8}], []),
+        ([{"model": "Baichuan2-7B-Chat", "port": 1, "engine": "legacy_chat"}], []),
+        ([{"model": "Baichuan2-7B-Chat", "port": 1}, {"model": "Qwen2.5-1.5B-Instruct", "port": 1}], ["model-1"]),
+        ([{"model": ["x"]}, 5, {"model": "no such"}, {}, {"model": "Baichuan2-7B-Chat", "port": "x"}], []),
         ("Qwen2.5-1.5B-Instruct", []),
         (None, []),
     ],
 )
-def test_engines_that_a_host_could_use(servers, engines):
-    assert model_engines(servers, CARDS) == engines
+def test_containers_that_a_host_could_need(servers, containers):
+    assert model_containers(servers, CARDS) == containers
 
 
 def test_later_cards_win():

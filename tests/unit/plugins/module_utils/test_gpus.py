@@ -68,6 +68,7 @@ def test_one_gpu_with_a_driver():
                 "pci_bus": "0000:3b:00.0",
                 "memory_mb": 46068,
                 "memory_used_mb": 1,
+                "memory_foreign_mb": 1,
                 "compute_capability": "8.9",
                 "driver_version": "580.173.02",
                 "mig": None,
@@ -278,3 +279,42 @@ def test_module_with_a_file_that_is_no_program(host: pathlib.Path):
 
 def test_module_without_a_bus(tmp_path: pathlib.Path):
     assert facts(tmp_path, None) == {**facts(tmp_path, None), "gpus": [], "problem": ""}
+
+
+CONTAINER = "ab" * 32
+CGROUPS = {
+    "11": "0::/system.slice/system-selfhosted\\x2dmodel.slice/selfhosted-model@8001.service\n",
+    "12": f"0::/system.slice/docker-{CONTAINER}.scope\n",
+    # cgroup v1, with Docker's own driver
+    "13": f"12:memory:/docker/{CONTAINER}\n1:name=systemd:/docker/{CONTAINER}\n",
+    "14": "0::/user.slice/user-1000.slice/user@1000.service/app.slice/train.service\n",
+    "15": "0::/system.slice/docker-" + "cd" * 32 + ".scope\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "foreign"),
+    [
+        ("", 20480),
+        ("11, GPU-1, 8000\n", 12480),
+        ("11, GPU-1, 8000\n12, GPU-1, 5000\n14, GPU-1, 7000\n15, GPU-1, 400\n", 7480),
+        ("13, GPU-1, 20480\n", 0),
+        ("11, GPU-1, 30000\n", 0),
+        ("11, GPU-2, 8000\n", 20480),
+        ("14, GPU-1, [N/A]\n", 20480),
+        ("11, GPU-1, [N/A]\n12, GPU-1, 5\n", None),
+        ("99, GPU-1, 8000\n", 20480),
+        ("what, is, this\nno row\n", 20480),
+    ],
+)
+def test_memory_of_others(rows: str, foreign: int | None, tmp_path: pathlib.Path):
+    for pid, text in CGROUPS.items():
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cgroup").write_text(text)
+    smi = Smi("0, NVIDIA L20, GPU-1, 00000000:3B:00.0, 46068, 20480, 580.173.02, 8.9, [N/A]\n")
+    facts = _gpus.gather([device()], "580.173.02", smi)
+    assert facts["gpus"][0]["memory_foreign_mb"] == 20480
+    _gpus.subtract_own(facts, lambda args: (0, rows), ["selfhosted-model@*.service", CONTAINER], str(tmp_path))
+    assert (facts["gpus"][0]["memory_foreign_mb"], facts["gpus"][0]["memory_used_mb"]) == (foreign, 20480)
+    _gpus.subtract_own(facts, lambda args: (6, "failed"), ["*"], str(tmp_path))
+    assert facts["gpus"][0]["memory_foreign_mb"] == foreign

@@ -55,7 +55,11 @@ if sys.argv[1] == "inspect":
     found = [containers[name] for name in sys.argv[4:] if name in containers]
     print(json.dumps(found))
     sys.exit(0 if len(found) == len(sys.argv[4:]) else 1)
+elif sys.argv[1] in ("restart", "rm") and (root / "fail").exists():
+    sys.exit("no room")
 elif sys.argv[1] == "restart":
+    with open(root / "docker.log", "a") as log:
+        log.write(sys.argv[2] + "\\n")
     containers[sys.argv[2]]["State"]["StartedAt"] = "2020-01-02T00:00:00.5Z"
     (root / "containers.json").write_text(json.dumps(containers))
 elif sys.argv[1] == "ps":
@@ -160,6 +164,10 @@ class Host:
         state = {"Running": running, "StartedAt": "2020-01-01T00:00:00.123456789Z"}
         entry = {"Id": "f00", "Name": f"/{name}", "State": state, "RestartCount": restarts}
         (self.root / "containers.json").write_text(json.dumps({name: entry}))
+
+    def restarts(self, container: str) -> int:
+        path = self.root / "docker.log"
+        return path.read_text().splitlines().count(container) if path.exists() else 0
 
     def log(self) -> list[str]:
         path = self.root / "systemctl.log"

@@ -210,15 +210,15 @@ def test_the_timer_restarts_after_two_failures_and_not_before(host: t.Any, fake_
     host.set_state(unit("8001"), ActiveEnterTimestampMonotonic=10**15)  # just started
     fake_engine.answer = lambda path, body: (500, {})
     for _round in range(4):  # not ready yet is no failure
-        assert host.tool.watch(config) == {"restarted": []}
+        assert host.tool.watch(config)["restarted"] == []
     fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
-    assert host.tool.watch(config) == {"restarted": []}
+    assert host.tool.watch(config)["restarted"] == []
     fake_engine.answer = lambda path, body: (500, {})
-    assert host.tool.watch(config) == {"restarted": []}
-    assert host.tool.watch(config) == {"restarted": [unit("8001")]}
-    assert host.tool.watch(config) == {"restarted": []}  # a new run starts from nothing
+    assert host.tool.watch(config)["restarted"] == []
+    assert host.tool.watch(config)["restarted"] == [unit("8001")]
+    assert host.tool.watch(config)["restarted"] == []  # a new run starts from nothing
     host.set_state(unit("8001"), ActiveState="inactive")
-    assert host.tool.watch(config) == {"restarted": []}
+    assert host.tool.watch(config)["restarted"] == []
 
 
 def test_a_late_answer_of_a_living_server_counts_half(host: t.Any, fake_engine: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,9 +234,9 @@ def test_a_late_answer_of_a_living_server_counts_half(host: t.Any, fake_engine: 
 
 def test_a_broken_memory_does_not_stop_the_timer(host: t.Any) -> None:
     shutil.rmtree(host.tool.RUN)
-    assert host.tool.watch(host.config()) == {"restarted": []}
+    assert host.tool.watch(host.config())["restarted"] == []
     (host.tool.RUN / "health.json").write_text("{")
-    assert host.tool.watch(host.config()) == {"restarted": []}
+    assert host.tool.watch(host.config())["restarted"] == []
 
 
 def test_a_container_is_asked_and_restarted_but_never_started_here(host: t.Any, fake_engine: t.Any) -> None:
@@ -244,19 +244,20 @@ def test_a_container_is_asked_and_restarted_but_never_started_here(host: t.Any, 
     keys.write_text('{"8001": "sk-engine"}')
     server = host.server("8001", fake_engine.port, container="model-8001", key_file=str(keys))
     config = host.config(server)
-    assert host.tool.plan(config)["changes"] == ["the health timer is not as it should be"]
+    assert host.tool.plan(config)["changes"] == ["container model-8001: new", "the health timer is not as it should be"]
     host.tool.apply(config)
+    assert host.tool.plan(config)["changes"] == []
     assert host.tool.differences(config) == ({}, {}) and not any("selfhosted-model@" in line for line in host.log() if "list-units" not in line)
     fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
     host.set_container("model-8001")
-    assert host.tool.watch(config) == {"restarted": []}
+    assert host.tool.watch(config)["restarted"] == []
     assert fake_engine.headers[-1]["Authorization"] == "Bearer sk-engine"
     fake_engine.answer = lambda path, body: (500, {})
-    assert host.tool.watch(config) == {"restarted": []}
-    assert host.tool.watch(config) == {"restarted": ["container model-8001"]}
-    assert host.tool.watch(config) == {"restarted": []}, "a new run starts from nothing"
+    assert host.tool.watch(config)["restarted"] == []
+    assert host.tool.watch(config)["restarted"] == ["container model-8001"]
+    assert host.tool.watch(config)["restarted"] == [], "a new run starts from nothing"
     host.set_container("model-8001", running=False)
-    assert host.tool.watch(config) == {"restarted": []}, "stopped by somebody"
+    assert host.tool.watch(config)["restarted"] == [], "stopped by somebody"
 
 
 def test_a_container_that_keeps_dying_is_not_waited_for(host: t.Any) -> None:
@@ -332,11 +333,58 @@ def test_a_mended_tokenizer_is_written_once_and_again_when_the_weights_change(ho
     assert "tokenizer of m8001@host: not mended" in host.tool.plan(config)["changes"]
     assert "tokenizer of m8001@host: mended" in host.tool.apply(config)["changed"]
     assert host.tool.plan(config)["changes"] == []
+    host.set_container("model-8001")
     source.write_text(TOKENIZER.replace("vocab_file = vocab_file", "file = vocab_file"))
     assert host.tool.plan(config)["changes"] == ["tokenizer of m8001@host: not mended"]
+    assert host.restarts("model-8001") == 0
+    assert host.tool.apply(config)["changed"] == ["tokenizer of m8001@host: mended", "container model-8001: its files changed"]
+    # a mount of one file shows the file that it was at the start, whatever has its name now
+    assert host.restarts("model-8001") == 1
+    assert host.tool.apply(config)["changed"] == [] == host.tool.plan(config)["changes"] and host.restarts("model-8001") == 1
+    Path(server["weights"], ".complete").write_text("others")
+    assert host.tool.apply(config)["changed"] == ["container model-8001: its files changed"] and host.restarts("model-8001") == 2
     source.write_text("def")
     with pytest.raises(host.tool.Trouble, match="damaged"):
         host.tool.plan(config)
+
+
+def test_a_restart_of_a_container_that_failed_is_done_again(host: t.Any) -> None:
+    server = host.server("8001", container="model-8001")
+    config = host.config(server)
+    host.tool.apply(config)
+    host.set_container("model-8001")
+    Path(server["weights"], ".complete").write_text("others")
+    (host.root / "fail").touch()
+    with pytest.raises(host.tool.Trouble, match="docker restart model-8001: no room"):
+        host.tool.apply(config)
+    (host.root / "fail").unlink()
+    assert host.tool.apply(config)["changed"] == ["container model-8001: its files changed"] and host.restarts("model-8001") == 1
+    (host.root / "fail").touch()
+    with pytest.raises(host.tool.Trouble, match="docker rm --force model-8001: no room"):
+        host.tool.apply(host.config())
+
+
+def test_a_tokenizer_that_the_weights_do_not_have_is_refused(host: t.Any) -> None:
+    config = host.config(host.server("8001", container="model-8001", mend="tokenization.py"))
+    with pytest.raises(host.tool.Trouble, match=r"tokenization.py is not there.*Correct mend_tokenizer"):
+        host.tool.apply(config)
+
+
+@pytest.mark.parametrize("contained", [False, True])
+def test_the_timer_says_that_it_could_not_restart(host: t.Any, fake_engine: t.Any, capsys: pytest.CaptureFixture[str], contained: bool) -> None:
+    server = host.server("8001", fake_engine.port, **({"container": "model-8001"} if contained else {}))
+    config = host.config(server)
+    host.tool.apply(config)
+    host.set_container("model-8001")
+    fake_engine.answer = lambda path, body: (200, {"data": [{"embedding": [1, 2, 3]}]})
+    assert host.tool.watch(config) == {"ok": True, "restarted": []}
+    fake_engine.answer = lambda path, body: (500, {})
+    host.tool.watch(config)
+    (host.root / "fail").touch()
+    assert host.tool.main(["probe", "--restart"]) == 1
+    assert "cannot be restarted" in capsys.readouterr().err
+    (host.root / "fail").unlink()
+    assert host.tool.watch(config) == {"ok": True, "restarted": ["container model-8001" if contained else unit("8001")]}
 
 
 def test_the_code_of_our_engine_is_compared(host: t.Any) -> None:
