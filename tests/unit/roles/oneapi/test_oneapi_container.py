@@ -68,7 +68,3 @@ def test_an_answer_that_says_no_is_no_health(tmp_path, port, tools):
 @pytest.mark.parametrize("tools", [("wget",), ("curl",), ("bash", "cat"), ()])
 def test_nobody_there_is_no_health(tmp_path, tools):
     assert not healthy(tmp_path, 9, *tools)
-
-
-def test_it_logs_to_docker_alone():
-    assert RUN["container_command"] == ["--log-dir="]
