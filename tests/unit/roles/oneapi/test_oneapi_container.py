@@ -1,7 +1,7 @@
 # Copyright: selfhosted.fastgpt contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the role oneapi runs its container: a healthcheck that needs only what an image has, and no log that grows for ever."""
+"""How the role oneapi runs its container: a healthcheck that needs only what an image has."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-INSTALL = Path(__file__).resolve().parents[4] / "roles" / "oneapi" / "tasks" / "install.yml"
-RUN = next(task for task in yaml.safe_load(INSTALL.read_text(encoding="utf-8")) if task["name"] == "Start One-API")["vars"]
+CONTAINER = Path(__file__).resolve().parents[4] / "roles" / "oneapi" / "tasks" / "container.yml"
+RUN = next(task for task in yaml.safe_load(CONTAINER.read_text(encoding="utf-8")) if task["name"] == "Start One-API")["vars"]
 YES, NO = b'{"data":{"version":"v0.6.10"},"message":"","success":true}', b'{"message":"no","success":false}'
 
 
