@@ -59,10 +59,12 @@ sanity: .venv/.done ## ansible-test sanity
 	@echo "=== ansible-test sanity"
 	tests/sanity.sh
 
-integration: .venv/.done ## modules against a real mongod and One-API's stand-in, the door with a real nginx
+integration: .venv/.done ## modules against a real mongod and One-API's stand-in, its nodes on real databases, the door with a real nginx
 	@echo "=== module integration tests"
 	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules
 	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/door
+	$(BIN)/python lab/lab.py prepare
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/stand_ins
 
 engines: .venv/.done ## our chat engine and the clients of the model hubs, each in the environment that a model host gets
 	@echo "=== engine tests"

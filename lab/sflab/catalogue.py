@@ -51,10 +51,12 @@ TABLE = (
           "PostgreSQL 17 + pgvector 0.8.0 (Debian 13)"),
     Image("one-api", "docker.io", "justsong/one-api", "v0.6.10", f"{LOCAL}/one-api:latest",
           "stand-in written here (lab/stand_ins/one_api), behaves like One-API v0.6.10"),
+    Image("mariadb", "docker.io", "library/mariadb", "10.11.11", f"{LOCAL}/mariadb:10.11", "MariaDB 10.11 (Debian 12)"),
+    Image("redis", "docker.io", "library/redis", "7.2.7", f"{LOCAL}/redis:7.0", "Redis 7.0 (Debian 12)"),
     Image("vllm", "docker.io", "vllm/vllm-openai", "v0.33.0", f"{LOCAL}/vllm:latest",
           "stand-in written here (lab/stand_ins/vllm), answers like vLLM and computes nothing", pulled=False),
 )
-KEYS = ("mongo", "pgvector", "one-api", "vllm", "fastgpt", "fastgpt-sandbox")
+KEYS = ("mongo", "pgvector", "mariadb", "redis", "one-api", "vllm", "fastgpt", "fastgpt-sandbox")
 _VERSION = re.compile(r"v(\d+)\.(\d+)(?:\.(\d+))?(?:-[A-Za-z0-9.]+)?")
 
 

@@ -28,7 +28,8 @@ def names(version: str) -> list[str]:
 def test_names_are_those_that_the_roles_ask_for() -> None:
     assert names("v4.8.9") == [
         "docker.io/library/mongo:5.0.32", "docker.io/library/mongo:4.4.29", "docker.io/pgvector/pgvector:0.8.6-pg17",
-        "docker.io/justsong/one-api:v0.6.10", "docker.io/vllm/vllm-openai:v0.33.0", "ghcr.io/labring/fastgpt:v4.8.9", "ghcr.io/labring/fastgpt-sandbox:v4.8.9",
+        "docker.io/justsong/one-api:v0.6.10", "docker.io/library/mariadb:10.11.11", "docker.io/library/redis:7.2.7",
+        "docker.io/vllm/vllm-openai:v0.33.0", "ghcr.io/labring/fastgpt:v4.8.9", "ghcr.io/labring/fastgpt-sandbox:v4.8.9",
     ]
 
 
