@@ -24,7 +24,10 @@ from psycopg.rows import dict_row
 CONNECT_SECONDS, STATEMENT_SECONDS = 5, 10
 Row = dict[str, Any]
 DatabaseFault = (sqlite3.Error, pymysql.MySQLError, psycopg.Error)
-_MYSQL_DSN = re.compile(r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?(?:(?P<net>[a-z0-9]+)(?:\((?P<address>[^)]*)\))?)?/(?P<name>[^/?]*)(?:\?(?P<options>.*))?")
+_MYSQL_DSN = re.compile(
+    r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?"
+    r"(?:(?P<net>[a-z0-9]+)(?:\((?P<address>[^)]*)\))?)?/(?P<name>[^/?]*)(?:\?(?P<options>.*))?"
+)
 
 
 def fault_text(exc: Exception) -> str:

@@ -19,7 +19,7 @@ import re
 import string
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from oneapi_cache import Copies

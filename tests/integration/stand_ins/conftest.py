@@ -5,12 +5,7 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,46 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "lab"))
 
-from test_one_api_stand_in import ACCESS, OneApi, Upstream, upstream  # noqa: E402,F401 - a fixture among them
-
-LOCAL = "selfhosted-fastgpt-lab"
-_numbers = itertools.count()
-
-
-def docker(*words):
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout.strip()
-
-
-class Service:
-    """One container of a lab image with a port on 127.0.0.1."""
-
-    def __init__(self, image, port, ready, *words, command=()):
-        self.name = f"sflab-test-{os.getpid()}-{next(_numbers)}"
-        docker("run", "-d", "--name", self.name, "--label", "selfhosted.fastgpt.lab.test=1", "-p", f"127.0.0.1::{port}", *words, f"{LOCAL}/{image}", *command)
-        self.inside = port
-        try:
-            self.wait(ready)
-        except BaseException:
-            self.remove()
-            raise
-
-    def wait(self, ready):
-        deadline = time.monotonic() + 60
-        while subprocess.run(["docker", "exec", self.name, *ready], capture_output=True, check=False).returncode:
-            running = docker("inspect", "-f", "{{.State.Running}}", self.name) == "true"
-            if not running or time.monotonic() > deadline:
-                raise AssertionError(subprocess.run(["docker", "logs", self.name], capture_output=True, text=True, check=False))
-            time.sleep(0.2)
-
-    @property
-    def port(self):
-        return json.loads(docker("inspect", "-f", "{{json .NetworkSettings.Ports}}", self.name))[f"{self.inside}/tcp"][0]["HostPort"]
-
-    def run(self, *words):
-        return docker("exec", self.name, *words)
-
-    def remove(self):
-        subprocess.run(["docker", "rm", "-fv", self.name], capture_output=True, check=False)
+from services import Service, docker, number  # noqa: E402
+from test_one_api_stand_in import OneApi, upstream  # noqa: E402,F401 - a fixture among them
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +52,7 @@ def cache():
 @pytest.fixture(params=["mysql", "postgres"])
 def database(request):
     """An empty database: its kind and SQL_DSN."""
-    name = f"test{next(_numbers)}"
+    name = f"test{number()}"
     if request.param == "mysql":
         service = request.getfixturevalue("mariadb")
         docker("exec", "--user", "0", service.name, "mariadb", "-e", f"CREATE DATABASE {name}; GRANT ALL ON {name}.* TO oneapi@'%'")

@@ -11,8 +11,8 @@ import sys
 import time
 
 import pytest
-from conftest import ACCESS, Service, docker
-from test_one_api_stand_in import PROGRAM
+from services import Service, docker
+from test_one_api_stand_in import ACCESS, PROGRAM
 
 
 def until(what, seconds=10):
@@ -32,8 +32,8 @@ def options(api):
 
 def start_alone(tmp_path, **env):
     """A start that is expected to end by itself."""
-    base = {"ONE_API_STANDIN_NO_TIKTOKEN": "1", "PORT": "1"}
-    return subprocess.run([sys.executable, str(PROGRAM)], cwd=tmp_path, env={**os.environ, **base, **env}, capture_output=True, text=True, timeout=60, check=False)
+    env = {**os.environ, "ONE_API_STANDIN_NO_TIKTOKEN": "1", "PORT": "1", **env}
+    return subprocess.run([sys.executable, str(PROGRAM)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_admin_api_is_the_same_on_every_database(node, database, upstream):
