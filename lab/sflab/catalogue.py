@@ -106,11 +106,16 @@ class Host:
     octet: int
     # device nodes, an nvidia-smi and a CDI specification that look like so many GPUs
     gpus: int = 0
+    # its data directory is a file system of its own, of so many gigabytes, which a test can fill without filling this machine's
+    disk_gb: int = 0
 
 
 def parse_host(text: str) -> Host:
-    """name=suite=last octet of its address[=GPUs that it pretends to have]."""
+    """name=suite=last octet of its address[=GPUs that it pretends to have[=size of a data disk in GB]]."""
     parts = text.split("=")
+    disk = parts.pop() if len(parts) == 5 else "0"
+    if not disk.isdigit() or int(disk) > 64:
+        raise LabError(f"--host {text!r}: a data disk has 0 to 64 GB")
     gpus = parts.pop() if len(parts) == 4 else "0"
     if not gpus.isdigit() or int(gpus) > 8:
         raise LabError(f"--host {text!r}: a host pretends to have 0 to 8 GPUs")
@@ -121,7 +126,7 @@ def parse_host(text: str) -> Host:
     octet = int(parts[2])
     if not 3 <= octet <= 254:
         raise LabError(f"--host {text!r}: the last octet must be 3..254 (1 is the machine, {INFRA_OCTET} the registry)")
-    return Host(parts[0], parts[1], octet, int(gpus))
+    return Host(parts[0], parts[1], octet, int(gpus), int(disk))
 
 
 def parse_hosts(texts: list[str]) -> list[Host]:

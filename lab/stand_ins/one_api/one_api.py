@@ -65,6 +65,7 @@ PAGE_TEXT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title
 </body></html>
 """
 MAX_BODY = 64 * 2**20
+CONNECT_SECONDS = 30  # of Go's default transport; an answer is waited for without end
 
 
 class Log:
@@ -186,7 +187,7 @@ def trust() -> ssl.SSLContext:
 
 
 async def serve(app: App, port: int) -> None:
-    timeout = aiohttp.ClientTimeout(total=env_int("RELAY_TIMEOUT", 0) or None)
+    timeout = aiohttp.ClientTimeout(total=env_int("RELAY_TIMEOUT", 0) or None, sock_connect=CONNECT_SECONDS)
     connector = aiohttp.TCPConnector(limit=0, ssl=trust())
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**20, skip_auto_headers=["User-Agent"]) as client:
         app.http = client

@@ -194,10 +194,11 @@ class Postgres(Server):
         with self.connection().cursor() as cursor:
             cursor.execute((sql + " RETURNING id" if wants_id else sql) if args else sql.replace("%%", "%"), args or None)
             rows = [dict(row) for row in cursor.fetchall()] if cursor.description else []
+            count = cursor.rowcount
         # char(n) comes back filled up with blanks, which the real schema's clients never see either
         rows = [{name: value.rstrip(" ") if name in ("key", "access_token") and isinstance(value, str) else value for name, value in row.items()}
                 for row in rows]
-        return rows, cursor.rowcount, int(rows[0]["id"]) if wants_id and rows else 0
+        return rows, count, int(rows[0]["id"]) if wants_id and rows else 0
 
 
 def open_database(log: Callable[[str], None]) -> Sqlite | Mysql | Postgres:

@@ -71,12 +71,13 @@ def test_hosts() -> None:
     assert catalogue.parse_hosts(list(catalogue.DEFAULT_HOSTS)) == [
         catalogue.Host("app-1", "trixie", 11), catalogue.Host("gpu-1", "bookworm", 12)]
     assert catalogue.parse_host("gpu-2=trixie=13=2") == catalogue.Host("gpu-2", "trixie", 13, gpus=2)
+    assert catalogue.parse_host("db-1=bookworm=13=0=2") == catalogue.Host("db-1", "bookworm", 13, disk_gb=2)
 
 
 @pytest.mark.parametrize("texts, says", [
     (["app-1"], "expected name=suite"), (["App=trixie=3"], "expected name=suite"), (["a=sid=3"], "suite must be"), (["a=trixie=2"], "last octet"),
     (["a=trixie=255"], "last octet"), (["a=trixie=x"], "expected"), (["a=trixie=3", "a=trixie=4"], "name given twice: a"),
-    (["a=trixie=3=x"], "0 to 8 GPUs"), (["a=trixie=3=9"], "0 to 8 GPUs"),
+    (["a=trixie=3=x"], "0 to 8 GPUs"), (["a=trixie=3=9"], "0 to 8 GPUs"), (["a=trixie=3=0=x"], "0 to 64 GB"),
     (["a=trixie=3", "b=trixie=3"], "octet given twice: 3"),
 ])
 def test_host_faults(texts: list[str], says: str) -> None:
