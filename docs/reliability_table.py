@@ -69,8 +69,8 @@ def faults(figures: dict[str, Any]) -> list[str]:
         by = entry["mended_by"] + (f", after {number(entry['held_seconds'])} s" if entry["mended_by"] != "itself" else "")
         lines.append(row(f"{entry['title']} ({entry['victim']})", by, entry["asked"], entry["failed"], number(entry["answers_seconds"]),
                          number(entry["whole_seconds"]), number(entry["slowest_seconds"]), changes(entry)))  # fmt: skip
-    lines += ["", "### Every host rebooted, one after the other", "", "| host | questions | failed | went to another door | answers again after, s | all well after, s "
-              "| slowest, s |", "|" + "---|" * 7]  # fmt: skip
+    head = "| host | questions | failed | went to another door | answers again after, s | all well after, s | slowest, s |"
+    lines += ["", "### Every host rebooted, one after the other", "", head, "|" + "---|" * 7]
     for entry in rebooted.values():
         lines.append(row(entry["victim"], entry["asked"], entry["failed"], entry["other_door"], number(entry["answers_seconds"]),
                          number(entry["whole_seconds"]), number(entry["slowest_seconds"])))  # fmt: skip
@@ -100,7 +100,8 @@ def timeline(figures: dict[str, Any]) -> list[str]:
     end = max(span[1] for roles in cold["timeline"].values() for span in roles.values())
     lines = ["### The first run, host by host", ""]
     busiest = max(cold["busy"], key=lambda host: cold["busy"][host])
-    lines.append(f"`site.yml` from bare hosts took {number(cold['seconds'])} s. The hosts' tasks took {number(round(sum(cold['busy'].values())))} s in sum, and "
+    total = round(sum(cold["busy"].values()))
+    lines.append(f"`site.yml` from bare hosts took {number(cold['seconds'])} s. The hosts' tasks took {number(total)} s in sum, and "
                  f"{number(round(cold['busy'][busiest]))} s on the busiest host ({busiest}); they shared {figures['where']['cores']} cores.")  # fmt: skip
     lines += ["", "```text"]
     for host, roles in cold["timeline"].items():
@@ -111,7 +112,8 @@ def timeline(figures: dict[str, Any]) -> list[str]:
     again = figures["runs"].get("again")
     if again:
         most = max(again["round_trips"].values())
-        lines += [f"Run again, it took {number(again['seconds'])} s, at most {most} module round trips on a host, and changed {again['changed'] or 'nothing'}.", ""]
+        what = f"changed {again['changed'] or 'nothing'}"
+        lines += [f"Run again, it took {number(again['seconds'])} s, at most {most} module round trips on a host, and {what}.", ""]
     return lines
 
 

@@ -225,6 +225,8 @@ def connect_text(method: str, url: str, exc: BaseException) -> str:
         text = f"dial tcp: lookup {exc.host}: no such host"
     elif isinstance(exc, aiohttp.ClientConnectorError):
         text = f"dial tcp {exc.host}:{exc.port}: connect: {os.strerror(exc.os_error.errno or errno.ECONNREFUSED).lower()}"
+    elif isinstance(exc, TimeoutError):
+        text = "dial tcp: i/o timeout"
     elif isinstance(exc, aiohttp.InvalidURL):
         text = "unsupported protocol scheme" + ' ""'
     else:
