@@ -21,7 +21,6 @@ FIGURES = ROOT / "docs" / "reliability.json"
 BEGIN = "<!-- begin figures, written by docs/reliability_table.py -->"
 END = "<!-- end figures -->"
 PARTS = ("where", "runs", "planned", "faults")
-WIDTH = 48
 
 
 def incomplete(figures: dict[str, Any]) -> list[str]:
@@ -87,28 +86,14 @@ def faults(figures: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def bar(span: list[float], end: float) -> str:
-    """When, as a line of characters."""
-    first, last = int(span[0] / end * WIDTH), max(int(span[0] / end * WIDTH) + 1, round(span[1] / end * WIDTH))
-    return "." * first + "#" * (last - first) + "." * (WIDTH - last)
-
-
 def timeline(figures: dict[str, Any]) -> list[str]:
     cold = figures["runs"].get("cold")
     if not cold:
         return []
-    end = max(span[1] for roles in cold["timeline"].values() for span in roles.values())
-    lines = ["### The first run, host by host", ""]
-    busiest = max(cold["busy"], key=lambda host: cold["busy"][host])
-    total = round(sum(cold["busy"].values()))
-    lines.append(f"`site.yml` from bare hosts took {number(cold['seconds'])} s. The hosts' tasks took {number(total)} s in sum, and "
-                 f"{number(round(cold['busy'][busiest]))} s on the busiest host ({busiest}); they shared {figures['where']['cores']} cores.")  # fmt: skip
-    lines += ["", "```text"]
-    for host, roles in cold["timeline"].items():
-        for role, span in sorted(roles.items(), key=lambda item: item[1][0]):
-            if role not in ("plan", "play") and span[2] >= 1:
-                lines.append(f"{host:7}{role:17}{span[0]:6.0f} s {bar(span, end)} {span[1]:5.0f} s, {span[2]:.0f} s of work")
-    lines += ["```", ""]
+    lines = ["### The first run, host by host", "", f"`site.yml` from bare hosts took {number(cold['seconds'])} s. Of its longer plays:", ""]
+    lines += ["| play | hosts' work in sum, s | the longest host, s | took, s |", "|" + "---|" * 4]
+    lines += [row(play, number(took["sum"]), number(took["longest"]), number(took["wall"])) for play, took in cold["plays"].items() if took["wall"] >= 5]
+    lines += ["", "```text", *cold["picture"], "```", ""]
     again = figures["runs"].get("again")
     if again:
         most = max(again["round_trips"].values())

@@ -35,6 +35,7 @@ from probe import Failed, Probe, Summary, post
 from sflab.catalogue import container_name
 from sflab.common import STATE, docker_inspect, output, say
 from sflab.hosts import restart_host
+from sflab.timeline import parallel, picture
 
 sys.path.insert(0, str(ROOT / ".collections"))
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils._fastgpt_graphs import app_body  # noqa: E402
@@ -243,7 +244,7 @@ def record(part: str, name: str, entry: dict[str, Any]) -> None:
     }  # fmt: skip
     data.setdefault(part, {})[name] = entry
     RECORD.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    say(f"{part} {name}: {json.dumps({key: value for key, value in entry.items() if key != 'timeline'}, ensure_ascii=False)}")
+    say(f"{part} {name}: {json.dumps({key: value for key, value in entry.items() if key != 'picture'}, ensure_ascii=False)}")
 
 
 def heard(found: Summary) -> dict[str, Any]:
@@ -258,38 +259,16 @@ def run_site(directory: str, **options: Any) -> Any:
     return run
 
 
-class Timeline:
-    """Which host was busy with which role, from the events of a run."""
-
-    def __init__(self) -> None:
-        self.begin = time.time()
-        self.spans: dict[str, dict[str, list[float]]] = {}
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        data = event.get("event_data") or {}
-        if not event["event"].startswith("runner_on_") or event["event"] == "runner_on_start" or not data.get("host"):
-            return
-        role = str(data.get("role") or "").rpartition(".")[2] or "play"
-        end = time.time() - self.begin
-        start = max(0.0, end - float(data.get("duration") or 0))
-        span = self.spans.setdefault(str(data["host"]), {}).setdefault(role, [round(start, 1), round(end, 1), 0.0])
-        span[1] = round(end, 1)
-        span[2] = round(span[2] + float(data.get("duration") or 0), 1)
-
-    def busy(self) -> dict[str, float]:
-        """Seconds of work of each host, whatever else ran meanwhile."""
-        return {host: round(sum(span[2] for span in roles.values()), 1) for host, roles in self.spans.items()}
-
-
 def converge() -> None:
     """The first time cold, from then on what an unchanged inventory costs."""
     data = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     name = "again" if "cold" in data.get("runs", {}) else "cold"
-    timeline = Timeline()
-    run = run_site(f"converge-{name}", on_event=timeline)
+    run = run_site(f"converge-{name}")
+    spans = run.timeline.spans()
     entry = {
-        "seconds": run.seconds, "changed": run.total("changed"), "round_trips": run.round_trips, "busy": timeline.busy(),
-        "changed_tasks": run.changed_tasks if name == "again" else [], "timeline": timeline.spans,
+        "seconds": run.seconds, "changed": run.total("changed"), "round_trips": run.round_trips,
+        "changed_tasks": run.changed_tasks if name == "again" else [],
+        "plays": {play: parallel(spans, play) for play in dict.fromkeys(span.play for span in spans)}, "picture": picture(spans, 80),
         "slowest_tasks": sorted(run.tasks.items(), key=lambda item: -item[1])[:10],
     }  # fmt: skip
     record("runs", name, entry)
@@ -343,7 +322,7 @@ def drain() -> list[Any]:
 
 def settings() -> list[Any]:
     """The containers of both services are made anew, one host after the other."""
-    return [run_site("settings", extravars={"oneapi_sync_frequency": 6, "fastgpt_env": {"LOG_LEVEL": "debug"}}), run_site("settings-back")]
+    return [run_site("settings", extravars={"oneapi_sync_frequency": 6, "fastgpt_extra_env": {"LOG_LEVEL": "debug"}}), run_site("settings-back")]
 
 
 PLANNED = {
