@@ -219,7 +219,8 @@ class _Service:
                 if self.service.get("open") and not self.service.get("api_keys"):
                     faults.add(f"{where}.api_key", "", "would serve whoever comes, since the service is open and asks for no key", "Set api_keys too", True)
             if member.get("peer_key"):
-                faults.check(_API_KEY, f"{where}.peer_key", member["peer_key"], "has other characters than letters, digits, dash and underscore", "Generate it", True)
+                rule = "has other characters than letters, digits, dash and underscore"
+                faults.check(_API_KEY, f"{where}.peer_key", member["peer_key"], rule, "Generate it anew", True)
             if member.get("tls"):
                 self.upstream_tls(f"{where}.tls", member["tls"])
         if len(members) == 1 and isinstance(members[0], Mapping) and (members[0].get("backup") or members[0].get("weight")):

@@ -51,7 +51,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - For each service its C(id), C(name), C(port), C(drain), C(pooled), C(peer_key), C(tls) (paths), C(pools) (upstream blocks), C(hops), C(locations) and C(limits);
+    - For each service its C(id), C(name), C(port), C(drain), C(pooled), C(peer_key), C(tls) (paths), C(pools) (upstream blocks), C(hops), C(locations) and
+      C(limits);
       C(files) and C(links), which are written for it; C(secrets), values of the Authorization header and keys of peers by the variable that holds them.
   type: list
   elements: dict

@@ -477,7 +477,7 @@ def test_what_a_peer_has_begun_is_not_repeated(door: Door, upstreams: t.Callable
 
 def test_a_pool_of_doors_that_may_be_asked_again(door: Door, upstreams: t.Callable[..., Upstream]) -> None:
     one, two = upstreams(), upstreams()
-    doors = [{"port": free_port(), "name": f"node {index}", "upstream": server.address, "open": True, "pooled": True} for index, server in enumerate((one, two))]
+    doors = [{"port": free_port(), "name": server.address, "upstream": server.address, "open": True, "pooled": True} for server in (one, two)]
     pool = [{"address": f"127.0.0.1:{item['port']}", "pooled": True} for item in doors]
     public = {"port": free_port(), "upstream": pool, "open": True, "retry": True}
     port = door.open(public, *doors)

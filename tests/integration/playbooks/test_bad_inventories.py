@@ -98,7 +98,10 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     **{f"no {group}": (_without_group(group), [(f"{group}: group", "has no host", f"Put a host in the group {group}")]) for group in GROUPS},
     "two MongoDB members": (_hosts("mongodb", box=FIRST, db_1=SECOND), [("mongodb: group", '["box", "db-1"]', "1, 3, 5 or 7")]),
     "two PostgreSQL hosts": (_hosts("pgvector", box=FIRST, db_1=SECOND), [("pgvector: group", '["box", "db-1"]', "exactly one host")]),
-    "two gateways with SQLite": (_hosts("gateway", box=FIRST, gate_1=SECOND), [("gateway: oneapi_database", "sqlite", "is a file of one host", "Set it to mysql or postgresql")]),
+    "two gateways with SQLite": (
+        _hosts("gateway", box=FIRST, gate_1=SECOND),
+        [("gateway: oneapi_database", "sqlite", "is a file of one host", "Set it to mysql or postgresql")],
+    ),
     "loopback address": (_vars(node_address="127.0.0.1"), [("box: node_address", "127.0.0.1", "inside a container", "Use the IP address")]),
     "localhost": (_vars(node_address="localhost"), [("box: node_address", "localhost", "inside a container")]),
     "address missing": (_hosts("pgvector", db_1=SECOND), [("box: node_address", "null", "required with more than one host", "Set it")]),
