@@ -341,6 +341,7 @@ def planned(names: list[str]) -> None:
             runs = what.work()
             what.check()
             still_there()
+            probe.settle()
             found = probe.since(begin)
             entry = {"title": what.title, **heard(found), "seconds": round(sum(run.seconds for run in runs), 1),
                      "changed": sum(run.total("changed") for run in runs)}  # fmt: skip
@@ -442,7 +443,7 @@ def measure(name: str, probe: Probe) -> None:
         run = run_site(f"after-{name}")
     wait_whole()
     whole = time.monotonic()
-    time.sleep(3)
+    probe.settle()
     found = probe.since(begin)
     rest = time.monotonic()
     if run is None and not name.startswith("reboot-"):

@@ -13,7 +13,6 @@ import dataclasses
 import http.client
 import itertools
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +39,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All questions that were under way in a span of time."""
+    """All questions that were under way in a span of time, and are over."""
 
     asked: int
     failed: int
@@ -80,25 +79,36 @@ def post(door: tuple[str, int], path: str, body: Any, headers: dict[str, str], t
 
 
 class Probe:
-    """So many questions at a time, one after the other, until it is left."""
+    """One question every so many seconds, whatever became of those before: a client that waits for an answer does not keep others from asking."""
 
-    def __init__(self, doors: Sequence[tuple[str, int]], ask: Callable[[tuple[str, int]], None], workers: int = 2, pause: float = 0.5) -> None:
-        self.doors, self.ask, self.workers, self.pause = list(doors), ask, workers, pause
+    def __init__(self, doors: Sequence[tuple[str, int]], ask: Callable[[tuple[str, int]], None], every: float = 1.5) -> None:
+        self.doors, self.ask, self.every = list(doors), ask, every
         self.outcomes: list[Outcome] = []
         self.stop = threading.Event()
         self.turn = itertools.count()
+        self.clock = threading.Thread(target=self.tick, daemon=True)
         self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> Probe:
-        self.threads = [threading.Thread(target=self.work, daemon=True) for _worker in range(self.workers)]
-        for thread in self.threads:
-            thread.start()
+        self.clock.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.stop.set()
+        self.clock.join()
         for thread in self.threads:
             thread.join(ANSWER_SECONDS + 10)
+
+    def tick(self) -> None:
+        while not self.stop.is_set():
+            self.threads = [thread for thread in self.threads if thread.is_alive()]
+            thread = threading.Thread(target=self.keep, daemon=True)
+            thread.start()
+            self.threads.append(thread)
+            self.stop.wait(self.every)
+
+    def keep(self) -> None:
+        self.outcomes.append(self.once())
 
     def once(self) -> Outcome:
         first, started, fault, left = next(self.turn), time.monotonic(), "no door can be connected to", 0
@@ -110,14 +120,14 @@ class Probe:
             except Failed as exc:
                 fault = str(exc)
                 break
-            except (OSError, socket.gaierror):
+            except OSError:
                 left += 1
         return Outcome(started, time.monotonic(), fault, left)
 
-    def work(self) -> None:
-        while not self.stop.is_set():
-            self.outcomes.append(self.once())
-            self.stop.wait(self.pause)
+    def settle(self) -> None:
+        """Until every question that is out now has come to its end."""
+        for thread in list(self.threads):
+            thread.join(ANSWER_SECONDS + 10)
 
     def since(self, begin: float, end: float | None = None) -> Summary:
         return summary(list(self.outcomes), begin, time.monotonic() if end is None else end)

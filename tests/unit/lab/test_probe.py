@@ -80,13 +80,30 @@ def test_no_door_at_all():
 
 
 def test_it_asks_until_it_is_left(door):
-    with Probe([door], asking("/"), pause=0.01) as probe:
+    with Probe([door], asking("/"), every=0.01) as probe:
         begin = time.monotonic()
         time.sleep(0.3)
     asked = len(probe.outcomes)
     assert probe.since(begin).asked > 4 and probe.since(begin).failed == 0
     time.sleep(0.05)
     assert len(probe.outcomes) == asked
+
+
+def test_a_question_that_hangs_keeps_no_other_from_being_asked():
+    hung = threading.Event()
+
+    def ask(_door):
+        if not hung.is_set():
+            hung.set()
+            time.sleep(0.6)
+
+    with Probe([("127.0.0.1", 1)], ask, every=0.02) as probe:
+        begin = time.monotonic()
+        time.sleep(0.3)
+        assert len(probe.outcomes) > 4
+        probe.settle()
+        assert probe.since(begin).slowest >= 0.6
+    assert not any(outcome.fault for outcome in probe.outcomes)
 
 
 def test_summary_counts_what_was_under_way():
