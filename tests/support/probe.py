@@ -122,6 +122,9 @@ class Probe:
                 break
             except OSError:
                 left += 1
+            except (LookupError, TypeError, ValueError) as exc:
+                fault = f"an answer of another form: {type(exc).__name__}"
+                break
         return Outcome(started, time.monotonic(), fault, left)
 
     def settle(self) -> None:
