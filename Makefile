@@ -9,7 +9,7 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule bench-modules bench-door bench-models clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster bench-modules bench-door bench-models clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ lab-clean: .venv/.done ## remove every lab with its images, wheels and models
 
 test: lint unit sanity integration engines playbooks molecule ## the gate: all of the below
 
-test-all: test ## every scenario; the same as `test` until there are more
+test-all: test molecule-cluster ## every scenario
 
 lint: .venv/.done ## ansible-lint, yamllint, ruff, mypy, documentation and argument specifications
 	@echo "=== lint"
@@ -59,10 +59,12 @@ sanity: .venv/.done ## ansible-test sanity
 	@echo "=== ansible-test sanity"
 	tests/sanity.sh
 
-integration: .venv/.done ## modules against a real mongod and One-API's stand-in, the door with a real nginx
+integration: .venv/.done ## modules against a real mongod and One-API's stand-in, its nodes on real databases, the door with a real nginx
 	@echo "=== module integration tests"
 	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules
 	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/door
+	$(BIN)/python lab/lab.py prepare
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/stand_ins
 
 engines: .venv/.done ## our chat engine and the clients of the model hubs, each in the environment that a model host gets
 	@echo "=== engine tests"
@@ -76,6 +78,11 @@ molecule: .venv/.done ## the whole stack on lab hosts: check, killed runs, conve
 	@echo "=== molecule, scenario default"
 	$(BIN)/python lab/lab.py prepare
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s default
+
+molecule-cluster: .venv/.done ## many hosts: they grow, shrink and break while somebody asks; figures for docs/reliability.md
+	@echo "=== molecule, scenario cluster"
+	$(BIN)/python lab/lab.py prepare
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s cluster
 
 bench-modules: .venv/.done ## seconds and requests of oneapi_channel beside a loop of uri, also in .bench/modules.json
 	@$(BIN)/python bench/bench_modules.py

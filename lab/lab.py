@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (add("prepare", "packages, dockerd, images, wheels, models", named=False), add("up", "raise a lab")):
         command.add_argument("--fastgpt-version", default=DEFAULT_FASTGPT)
     command.add_argument("--net", default="172.31.77", help="first three octets of its /24")
-    command.add_argument("--host", action="append", metavar="NAME=SUITE=OCTET", help=f"default: {' '.join(DEFAULT_HOSTS)}")
+    command.add_argument("--host", action="append", metavar="NAME=SUITE=OCTET[=GPUS[=DISK_GB]]", help=f"default: {' '.join(DEFAULT_HOSTS)}")
     add("down", "remove a lab")
     add("restart-host", "kill a host and boot it again").add_argument("host")
     execute = add("exec", "run a command as root on a host")

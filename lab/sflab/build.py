@@ -250,6 +250,8 @@ def build_bookworm(version: str) -> None:
     def services() -> None:
         build_simple("infra", f"{LOCAL}/infra:latest", base)
         build_simple("mongo", f"{LOCAL}/mongo:6.0.5", base)
+        build_simple("mariadb", f"{LOCAL}/mariadb:10.11", base)
+        build_simple("redis", f"{LOCAL}/redis:7.0", base)
 
     def stand_ins() -> None:
         build_stand_in("one-api", base)

@@ -51,10 +51,12 @@ TABLE = (
           "PostgreSQL 17 + pgvector 0.8.0 (Debian 13)"),
     Image("one-api", "docker.io", "justsong/one-api", "v0.6.10", f"{LOCAL}/one-api:latest",
           "stand-in written here (lab/stand_ins/one_api), behaves like One-API v0.6.10"),
+    Image("mariadb", "docker.io", "library/mariadb", "10.11.11", f"{LOCAL}/mariadb:10.11", "MariaDB 10.11 (Debian 12)"),
+    Image("redis", "docker.io", "library/redis", "7.2.7", f"{LOCAL}/redis:7.0", "Redis 7.0 (Debian 12)"),
     Image("vllm", "docker.io", "vllm/vllm-openai", "v0.33.0", f"{LOCAL}/vllm:latest",
           "stand-in written here (lab/stand_ins/vllm), answers like vLLM and computes nothing", pulled=False),
 )
-KEYS = ("mongo", "pgvector", "one-api", "vllm", "fastgpt", "fastgpt-sandbox")
+KEYS = ("mongo", "pgvector", "mariadb", "redis", "one-api", "vllm", "fastgpt", "fastgpt-sandbox")
 _VERSION = re.compile(r"v(\d+)\.(\d+)(?:\.(\d+))?(?:-[A-Za-z0-9.]+)?")
 
 
@@ -104,11 +106,16 @@ class Host:
     octet: int
     # device nodes, an nvidia-smi and a CDI specification that look like so many GPUs
     gpus: int = 0
+    # its data directory is a file system of its own, of so many gigabytes, which a test can fill without filling this machine's
+    disk_gb: int = 0
 
 
 def parse_host(text: str) -> Host:
-    """name=suite=last octet of its address[=GPUs that it pretends to have]."""
+    """name=suite=last octet of its address[=GPUs that it pretends to have[=size of a data disk in GB]]."""
     parts = text.split("=")
+    disk = parts.pop() if len(parts) == 5 else "0"
+    if not disk.isdigit() or int(disk) > 64:
+        raise LabError(f"--host {text!r}: a data disk has 0 to 64 GB")
     gpus = parts.pop() if len(parts) == 4 else "0"
     if not gpus.isdigit() or int(gpus) > 8:
         raise LabError(f"--host {text!r}: a host pretends to have 0 to 8 GPUs")
@@ -119,7 +126,7 @@ def parse_host(text: str) -> Host:
     octet = int(parts[2])
     if not 3 <= octet <= 254:
         raise LabError(f"--host {text!r}: the last octet must be 3..254 (1 is the machine, {INFRA_OCTET} the registry)")
-    return Host(parts[0], parts[1], octet, int(gpus))
+    return Host(parts[0], parts[1], octet, int(gpus), int(disk))
 
 
 def parse_hosts(texts: list[str]) -> list[Host]:

@@ -187,13 +187,41 @@ def _host_files(lab: str, host: Host) -> bytes:
     return buffer.getvalue()
 
 
+DATA_ROOT = "/var/lib/selfhosted-fastgpt"  # where the roles put their data unless told otherwise
+
+
+def data_disk(lab: str, host: Host) -> list[str]:
+    """Options of docker create: a file system of its own at the data directory, in a sparse file of this machine."""
+    if not host.disk_gb:
+        return []
+    image = STATE / lab / "disks" / f"{host.name}.img"
+    mounted = image.with_suffix("")
+    if not image.exists():
+        mounted.mkdir(parents=True, exist_ok=True)
+        coming = image.with_suffix(".new")
+        with coming.open("wb") as file:
+            file.truncate(host.disk_gb << 30)
+        output(["mkfs.ext4", "-q", "-m", "0", coming])
+        coming.rename(image)
+    if not os.path.ismount(mounted):
+        output(["mount", "-o", "loop", image, mounted])
+    return ["-v", f"{mounted}:{DATA_ROOT}"]
+
+
+def remove_disks(lab: str) -> None:
+    for mounted in sorted((STATE / lab / "disks").glob("*")):
+        if os.path.ismount(mounted):
+            output(["umount", mounted])
+
+
 def up_host(lab: str, net: str, host: Host) -> bool:
     """One systemd container with room for a container engine of its own; True when it is new."""
     name, image = container_name(lab, host.name), f"{LOCAL}/debian:{host.suite}"
     info = image_info(image)
     if not info:
         raise LabError(f"{image} is missing: run `lab.py prepare` first")
-    wanted = tree_hash(host.suite, f"{net}.{host.octet}", "1", *sorted(content for content, _mode in gpu_files(host.gpus).values()))
+    disk = [str(host.disk_gb)] if host.disk_gb else []
+    wanted = tree_hash(host.suite, f"{net}.{host.octet}", "1", *disk, *sorted(content for content, _mode in gpu_files(host.gpus).values()))
     found = docker_inspect("container", name)
     if found and found[0]["State"]["Status"] == "created":  # a killed run: it has no keys yet
         output(["docker", "rm", "-fv", name])
@@ -204,6 +232,7 @@ def up_host(lab: str, net: str, host: Host) -> bool:
         if found[0]["Image"] != info["Id"]:
             say(f"note: {host.name} stands on an older base image; `down` and `up` renew it")
         if not found[0]["State"]["Running"]:
+            data_disk(lab, host)
             output(["docker", "start", name])
         return False
     cgroups = (["--cgroupns", "host", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw"] if cgroup_version() == 1 else ["--cgroupns", "private"])
@@ -212,7 +241,7 @@ def up_host(lab: str, net: str, host: Host) -> bool:
             *(word for cap in CAPABILITIES for word in ("--cap-add", cap)),
             "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
             "--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec",
-            "-v", "/var/lib/docker",  # a volume of its own: overlay2 cannot sit on overlayfs
+            *data_disk(lab, host), "-v", "/var/lib/docker",  # a volume of its own: overlay2 cannot sit on overlayfs
             image])
     copied = subprocess.run(["docker", "cp", "-", f"{name}:/"], input=_host_files(lab, host), capture_output=True, check=False)
     if copied.returncode:
@@ -314,6 +343,7 @@ def down(lab: str) -> None:
         output(["docker", "volume", "rm", own_volume])
     time.sleep(0.2)
     remove_orphan_cgroups()
+    remove_disks(lab)
     shutil.rmtree(STATE / lab, ignore_errors=True)
     restore_inotify()
     say(f"lab {lab} is gone" if mine else f"lab {lab}: nothing stood")

@@ -15,15 +15,28 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "lab"))
 
 import demo  # noqa: E402 - it lies beside the path that was just added
-from sflab.catalogue import DEFAULT_FASTGPT, DEFAULT_HOSTS  # noqa: E402
+from sflab.catalogue import DEFAULT_FASTGPT, DEFAULT_HOSTS, parse_hosts  # noqa: E402
 from sflab.common import VAULT, VAULT_PASSWORD  # noqa: E402
 from sflab.runs import Run, run_playbook, vault_environment  # noqa: E402
 
+SCENARIO = os.environ.get("LAB_SCENARIO", "default")
 NAME, NET = os.environ.get("LAB_NAME", "mol"), os.environ.get("LAB_NET", "172.31.78")
-HOSTS = {"app-1": f"{NET}.11", "gpu-1": f"{NET}.12", "gpu-2": f"{NET}.13", "gpu-3": f"{NET}.14"}
-# What `lab.py up` is asked for: the demo's hosts, two more model hosts, the last of which pretends to have two GPUs.
-RAISED = (*DEFAULT_HOSTS, "gpu-2=bookworm=13", "gpu-3=trixie=14=2")
-INVENTORY = [str(ROOT / "inventories" / "lab"), str(ROOT / "inventories" / "lab-models")]
+# What `lab.py up` is asked for. default: the demo's hosts, two more model hosts, the last of which pretends to have two GPUs.
+# cluster: databases with a data disk of 2 GB each, and from gpu-3 on what the cluster grows by.
+RAISED = {
+    "default": (*DEFAULT_HOSTS, "gpu-2=bookworm=13", "gpu-3=trixie=14=2"),
+    "cluster": (
+        "db-1=trixie=11=0=2", "db-2=trixie=12=0=2", "db-3=trixie=13=0=2", "gw-1=trixie=21", "gw-2=bookworm=22", "gpu-1=bookworm=31",
+        "gpu-2=bookworm=32", "app-1=trixie=41", "app-2=bookworm=42", "gpu-3=bookworm=33", "db-4=bookworm=14=0=2", "db-5=bookworm=15=0=2",
+    ),
+}[SCENARIO]  # fmt: skip
+HOSTS = {host.name: f"{NET}.{host.octet}" for host in parse_hosts(list(RAISED))}
+_INVENTORIES = ROOT / "inventories"
+INVENTORY = {
+    "default": [str(_INVENTORIES / "lab"), str(_INVENTORIES / "lab-models")],
+    "cluster": [str(_INVENTORIES / "lab-cluster")],
+}[SCENARIO]
+GROWN = [str(_INVENTORIES / "lab-cluster"), str(_INVENTORIES / "lab-cluster-grown")]
 SSH = ["ssh", "-o", "BatchMode=yes", "-i", str(ROOT / ".lab" / "ssh" / "id_ed25519"), "-o", f"UserKnownHostsFile={ROOT / '.lab' / 'ssh' / 'known_hosts'}"]
 
 
@@ -35,7 +48,8 @@ def site(directory: str, **options: Any) -> Run:
 def play(playbook: pathlib.Path, directory: str, **options: Any) -> Run:
     """A playbook on the scenario's hosts."""
     environment = {**vault_environment(), "LAB_NET": NET, **options.pop("environment", {})}
-    return run_playbook(playbook, INVENTORY, ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options)
+    inventory = options.pop("inventory", INVENTORY)
+    return run_playbook(playbook, inventory, ROOT / ".lab" / NAME / directory, environment=environment, quiet=True, **options)
 
 
 def vault() -> dict[str, str]:

@@ -35,6 +35,7 @@ from fastgpt_rules import (
     simple_text,
 )
 from fastgpt_store import WRITE_CONFLICT, Document, Fault, Mongo, Vectors, log, now, object_id, plain, sha256
+from pymongo.errors import PyMongoError
 
 TOKEN_SECONDS = 604800
 QUOTE_PROMPT = "Answer from this knowledge only:\n<Data>\n{{quote}}\n</Data>\n\nQuestion: {{question}}"
@@ -676,7 +677,7 @@ class Api:
         await out.prepare(request)
         try:
             await self.answer(request, body, detail, out)
-        except (Named, Fault, GatewayError, ValueError) as exc:
+        except (Named, Fault, GatewayError, PyMongoError, ValueError) as exc:
             # HTTP 200 is out already: the fault goes into the stream.
             log(f"sse error: {exc}")
             name = str(exc)

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A stand-in for One-API v0.6.10, written from the recorded contract of this project, for labs without a registry.
 
-It answers the admin API with the manners of the real server, keeps its state in SQLite, and really relays /v1. It needs the
-two tiktoken files as the real one does and dies without them. Start: one_api.py [--port 3000] [--log-dir ./logs], data in
-the current directory, settings in the real server's environment variables (SQL_DSN is not supported).
+It answers the admin API with the manners of the real server, keeps its state in SQLite, MySQL or PostgreSQL (SQL_DSN), shares
+what several nodes share through Redis, and really relays /v1. It needs the two tiktoken files as the real one does and dies
+without them. Start: one_api.py [--port 3000] [--log-dir ./logs], data in the current directory, settings in the real server's
+environment variables.
 
 For tests only: ONE_API_STANDIN_NO_TIKTOKEN=1 leaves the tiktoken check out, ONE_API_STANDIN_FAULTS=<file> injects faults
 (oneapi_http.Faults), ONE_API_STANDIN_REQUESTS=<file> gets one line per request, ONE_API_STANDIN_VERSION changes the version
@@ -20,7 +21,6 @@ import contextlib
 import os
 import secrets
 import signal
-import sqlite3
 import ssl
 import sys
 import time
@@ -33,6 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import oneapi_admin  # noqa: E402
 import oneapi_relay  # noqa: E402
+import redis  # noqa: E402
+from oneapi_cache import Copies, RateLimiter, SharedRateLimiter, open_redis  # noqa: E402
+from oneapi_db import DatabaseFault, fault_text, open_database  # noqa: E402
 from oneapi_http import (  # noqa: E402
     CRITICAL_LIMIT,
     CRITICAL_SECONDS,
@@ -41,7 +44,6 @@ from oneapi_http import (  # noqa: E402
     App,
     Context,
     Faults,
-    RateLimiter,
     Router,
     apply_fault,
     authenticate,
@@ -63,6 +65,7 @@ PAGE_TEXT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title
 </body></html>
 """
 MAX_BODY = 64 * 2**20
+CONNECT_SECONDS = 30  # of Go's default transport; an answer is waited for without end
 
 
 class Log:
@@ -106,7 +109,8 @@ class Server:
     def __init__(self, app: App) -> None:
         self.app = app
         self.router = Router(oneapi_admin.routes(app) + oneapi_relay.routes())
-        self.limiter = RateLimiter()
+        link = app.store.copies.link
+        self.limiter = RateLimiter() if link is None else SharedRateLimiter(link)
         self.api_limit = env_int("GLOBAL_API_RATE_LIMIT", 240)
         self.web_limit = env_int("GLOBAL_WEB_RATE_LIMIT", 120)
         self.faults = Faults(os.environ.get("ONE_API_STANDIN_FAULTS"))
@@ -128,7 +132,11 @@ class Server:
                 return redirect
         request_id = time.strftime("%Y%m%d%H%M%S") + f"{time.time_ns() % 10**9}{secrets.randbelow(10**8):08d}"
         address = client_ip(request)
-        response = self.page(request, address) if found is None else await self.run(request, address, request_id, *found)
+        try:
+            response = self.page(request, address) if found is None else await self.run(request, address, request_id, *found)
+        except redis.RedisError as exc:
+            self.app.log("ERR", f"Redis: {exc}")
+            response = web.Response(status=500)
         if not response.prepared:
             response.headers["X-Oneapi-Request-Id"] = request_id
             if request.path.startswith(("/api", "/dashboard")) and "gzip" in request.headers.get("Accept-Encoding", ""):
@@ -158,8 +166,8 @@ class Server:
             return exc.response
         except Refused as exc:
             return failure(str(exc))
-        except sqlite3.Error as exc:
-            return failure(str(exc))
+        except DatabaseFault as exc:
+            return failure(fault_text(exc))
 
 
 async def sync(app: App, seconds: int) -> None:
@@ -179,12 +187,13 @@ def trust() -> ssl.SSLContext:
 
 
 async def serve(app: App, port: int) -> None:
-    timeout = aiohttp.ClientTimeout(total=env_int("RELAY_TIMEOUT", 0) or None)
+    timeout = aiohttp.ClientTimeout(total=env_int("RELAY_TIMEOUT", 0) or None, sock_connect=CONNECT_SECONDS)
     connector = aiohttp.TCPConnector(limit=0, ssl=trust())
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**20, skip_auto_headers=["User-Agent"]) as client:
         app.http = client
         server = Server(app)
-        if os.environ.get("MEMORY_CACHE_ENABLED") == "true":
+        if os.environ.get("MEMORY_CACHE_ENABLED") == "true" or app.store.copies.link is not None:
+            app.log("SYS", "memory cache enabled")
             oneapi_relay.refresh_cache(app)
             app.spawn(sync(app, env_int("SYNC_FREQUENCY", 600)))
         web_app = web.Application(client_max_size=MAX_BODY)
@@ -217,14 +226,18 @@ def main() -> None:
     log = Log(arguments.log_dir)
     log("SYS", f"One API {version} started")
     log("SYS", "this is a stand-in for lab use, not the real One API")
-    if os.environ.get("SQL_DSN"):
-        log.fatal("SQL_DSN is not supported by the stand-in")
-    path = os.environ.get("SQLITE_PATH") or "one-api.db"
-    log("SYS", "SQL_DSN not set, using SQLite as database")
+    master = os.environ.get("NODE_TYPE") != "slave"
+    log("SYS", f"running in {'master' if master else 'slave'} mode")
+
+    def note(text: str) -> None:
+        log("SYS", text)
+
     try:
-        store = Store(path.partition("?")[0], lambda text: log("SYS", text))
-    except sqlite3.Error as exc:
-        log.fatal(f"failed to initialize database: {exc}")
+        database = open_database(note)
+        link = open_redis(note, log.fatal)
+        store = Store(database, note, Copies(link, env_int("SYNC_FREQUENCY", 600), note), master=master)
+    except DatabaseFault as exc:
+        log.fatal(f"failed to initialize database: {fault_text(exc)}")
         return
     check_tiktoken(log)
     secret = os.environ.get("SESSION_SECRET") or ""

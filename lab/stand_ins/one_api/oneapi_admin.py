@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import random
 import re
-import sqlite3
 import time
 import uuid
 from typing import Any
 
 from aiohttp import web
+from oneapi_db import DatabaseFault, Row
 from oneapi_http import ADMIN, COMMON, ROOT, App, Context, Route, failure, json_answer, make_session, set_session, success
 from oneapi_json import GoError, bind, decode
 from oneapi_relay import BUILT_IN_MODELS, built_in_model, test_channel
@@ -107,9 +108,11 @@ async def login(ctx: Context) -> web.Response:
         raise Refused(BAD_PARAMETER) from exc
     if not body["username"] or not body["password"]:
         raise Refused(BAD_PARAMETER)
-    row = ctx.store.row("SELECT * FROM users WHERE username = ?", body["username"]) or ctx.store.row(
-        "SELECT * FROM users WHERE email = ?", body["username"]
-    )
+    row = None
+    with contextlib.suppress(DatabaseFault):  # a database that does not answer reads like a wrong password
+        row = ctx.store.row("SELECT * FROM users WHERE username = ?", body["username"]) or ctx.store.row(
+            "SELECT * FROM users WHERE email = ?", body["username"]
+        )
     if row is None or not password_matches(body["password"], row["password"]) or row["status"] != 1:
         raise Refused(BAD_LOGIN)
     user: dict[str, Any] = {name: "" if kind == "string" else 0 for name, kind in USER.items()}
@@ -189,9 +192,10 @@ async def users_list(ctx: Context) -> web.Response:
 
 async def users_search(ctx: Context) -> web.Response:
     word = ctx.query("keyword")
-    rows = ctx.store.rows(
-        "SELECT * FROM users WHERE id = ? OR username LIKE ? OR email LIKE ? OR display_name LIKE ?", word, like(word), like(word), like(word)
-    )
+    where, words = "username LIKE ? OR email LIKE ? OR display_name LIKE ?", [like(word)] * 3
+    if ctx.store.db.name != "postgres":  # which does not compare a number with a word
+        where, words = f"id = ? OR {where}", [word, *words]
+    rows = ctx.store.rows(f"SELECT * FROM users WHERE {where}", *words)
     return success([ctx.store.user(row) for row in rows])
 
 
@@ -271,7 +275,7 @@ async def user_delete(ctx: Context) -> web.Response:
 
 async def top_up(ctx: Context) -> web.Response:
     body = bind_body(ctx.body, {"user_id": "int", "quota": "int", "remark": "string"}, "adminTopUpRequest", "controller")
-    ctx.store.db.execute("UPDATE users SET quota = quota + ? WHERE id = ?", (body["quota"], body["user_id"]))
+    ctx.store.execute("UPDATE users SET quota = quota + ? WHERE id = ?", body["quota"], body["user_id"])
     return success()
 
 
@@ -321,7 +325,7 @@ def check_token(token: dict[str, Any]) -> None:
             raise Refused(f"参数错误：无效的网段：failed to parse subnet: invalid CIDR address: {text}") from exc
 
 
-def own_token(ctx: Context, token_id: int) -> sqlite3.Row:
+def own_token(ctx: Context, token_id: int) -> Row:
     if token_id == 0:
         raise Refused("id 或 userId 为空！")
     row = ctx.store.row("SELECT * FROM tokens WHERE id = ? AND user_id = ?", token_id, ctx.user_id)
@@ -351,7 +355,7 @@ async def token_post(ctx: Context) -> web.Response:
     now = int(time.time())
     values = {
         "user_id": ctx.user_id, "key": random_key(), "status": 1, "name": body["name"], "created_time": now, "accessed_time": now,
-        "expired_time": body["expired_time"] or -1, "remain_quota": body["remain_quota"], "unlimited_quota": int(body["unlimited_quota"]),
+        "expired_time": body["expired_time"] or -1, "remain_quota": body["remain_quota"], "unlimited_quota": body["unlimited_quota"],
         "used_quota": 0, "models": body["models"], "subnet": body["subnet"] or "",
     }  # fmt: skip
     token_id = ctx.store.insert("tokens", values)
@@ -377,7 +381,7 @@ async def token_put(ctx: Context) -> web.Response:
 
 async def token_delete(ctx: Context) -> web.Response:
     row = own_token(ctx, go_atoi(ctx.params["id"]))
-    ctx.store.db.execute("DELETE FROM tokens WHERE id = ?", (row["id"],))
+    ctx.store.execute("DELETE FROM tokens WHERE id = ?", row["id"])
     return success()
 
 
@@ -417,7 +421,7 @@ async def channel_delete(ctx: Context) -> web.Response:
 
 
 async def channels_delete_disabled(ctx: Context) -> web.Response:
-    return success(ctx.store.db.execute("DELETE FROM channels WHERE status IN (2, 3)").rowcount)
+    return success(ctx.store.execute("DELETE FROM channels WHERE status IN (2, 3)"))
 
 
 async def channel_test(ctx: Context) -> web.Response:

@@ -14,12 +14,12 @@ import json
 import math
 import os
 import random
-import sqlite3
 import time
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+from oneapi_db import DatabaseFault, Row, fault_text
 from oneapi_http import Answer, App, Context, Route, json_answer
 from oneapi_json import GoError, bind, decode, encode
 from oneapi_store import model_mapping
@@ -77,7 +77,12 @@ def check_token(ctx: Context) -> None:
     parts = header.split("-")
     if not parts[0]:
         raise abort(ctx, 401, "未提供令牌")
-    row = ctx.store.row("SELECT * FROM tokens WHERE `key` = ?", parts[0])
+    key = parts[0]
+    try:
+        row = ctx.store.copies.get(f"token:{key}", lambda: ctx.store.row("SELECT * FROM tokens WHERE `key` = ?", key))
+    except DatabaseFault as exc:
+        ctx.app.log("ERR", fault_text(exc))
+        raise abort(ctx, 401, "令牌验证失败") from exc
     if row is None:
         raise abort(ctx, 401, "无效的令牌")
     fault = token_fault(ctx, row)
@@ -85,22 +90,35 @@ def check_token(ctx: Context) -> None:
         raise abort(ctx, 401, fault)
     if row["subnet"] and not in_subnets(ctx.client_ip, row["subnet"]):
         raise abort(ctx, 403, f"该令牌只能在指定网段使用：{row['subnet']}，当前 ip：{ctx.client_ip}")
-    user = ctx.store.row("SELECT * FROM users WHERE id = ?", row["user_id"])
-    if user is None or user["status"] != 1 or user["id"] in ctx.store.banned:
+    try:
+        user = user_of(ctx, row["user_id"])
+    except DatabaseFault as exc:
+        raise abort(ctx, 500, fault_text(exc)) from exc
+    if not user or user["status"] != 1 or row["user_id"] in ctx.store.banned:
         raise abort(ctx, 403, "用户已被封禁")
     ctx.model = request_model(ctx)
     if row["models"] and ctx.model and ctx.model not in row["models"].split(","):
         raise abort(ctx, 403, f"该令牌无权使用模型：{ctx.model}")
     if len(parts) > 1:
-        if user["role"] < 10:
+        if (ctx.store.row("SELECT role FROM users WHERE id = ?", row["user_id"]) or {"role": 0})["role"] < 10:
             raise abort(ctx, 403, "普通用户不支持指定渠道")
         ctx.pinned_channel = parts[1]
     if "channelid" in ctx.params:
         ctx.pinned_channel = ctx.params["channelid"]
-    ctx.token, ctx.user_id, ctx.group = dict(row), user["id"], user["group"]
+    ctx.token, ctx.user_id, ctx.group = dict(row), row["user_id"], user["group"]
 
 
-def token_fault(ctx: Context, row: sqlite3.Row) -> str:
+def user_of(ctx: Context, user_id: int) -> dict[str, Any]:
+    """Whether enabled, and the group: each a copy of its own in Redis. The role is always asked of the database."""
+    def read(name: str) -> Any:
+        found = ctx.store.row("SELECT * FROM users WHERE id = ?", user_id)
+        return found[name] if found else 0
+
+    user = {name: ctx.store.copies.get(f"{key}:{user_id}", lambda name=name: read(name)) for name, key in (("status", "user_enabled"), ("group", "user_group"))}
+    return user if user["group"] else {}
+
+
+def token_fault(ctx: Context, row: Row) -> str:
     if row["status"] == 4:
         return f"令牌 {row['name']}（#{row['id']}）额度已用尽"
     if row["status"] == 3:
@@ -108,10 +126,12 @@ def token_fault(ctx: Context, row: sqlite3.Row) -> str:
     if row["status"] != 1:
         return "该令牌状态不可用"
     if row["expired_time"] != -1 and row["expired_time"] < int(time.time()):
-        ctx.store.update("tokens", row["id"], {"status": 3})
+        if ctx.store.copies.link is None:
+            ctx.store.update("tokens", row["id"], {"status": 3})
         return "该令牌已过期"
     if not row["unlimited_quota"] and row["remain_quota"] <= 0:
-        ctx.store.update("tokens", row["id"], {"status": 4})
+        if ctx.store.copies.link is None:
+            ctx.store.update("tokens", row["id"], {"status": 4})
         return "该令牌额度已用尽"
     return ""
 
@@ -144,9 +164,17 @@ def request_model(ctx: Context) -> str:
 
 
 def refresh_cache(app: App) -> None:
-    """MEMORY_CACHE_ENABLED: routing follows this copy, so a new channel is used only after the next sync."""
+    """MEMORY_CACHE_ENABLED, or Redis: routing follows this copy, so a new channel is used only after the next sync.
+
+    A database that does not answer empties it, as it does the real one: until the next sync no model has a channel.
+    """
     cache: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in app.store.rows("SELECT * FROM channels WHERE status = 1"):
+    found: list[Row] = []
+    try:
+        found = app.store.rows("SELECT * FROM channels WHERE status = 1")
+    except DatabaseFault as exc:
+        app.log("ERR", fault_text(exc))
+    for row in found:
         for group in row["group"].split(","):
             for model in row["models"].split(","):
                 cache.setdefault((group, model), []).append(dict(row))
@@ -167,8 +195,11 @@ def choose(ctx: Context, any_priority: bool = False) -> tuple[int, dict[str, Any
         channels = ctx.app.cache.get((ctx.group, ctx.model), [])
         channel = pick_cached(channels, any_priority) if channels else None
         return (channel["id"], channel) if channel else (0, None)
-    found, row = ctx.store.pick_channel(ctx.group, ctx.model, any_priority)
-    return found, dict(row) if row else None
+    try:
+        return ctx.store.pick_channel(ctx.group, ctx.model, any_priority)
+    except DatabaseFault as exc:
+        ctx.app.log("ERR", fault_text(exc))
+        return 0, None
 
 
 def first_channel(ctx: Context) -> dict[str, Any]:
@@ -205,6 +236,8 @@ def connect_text(method: str, url: str, exc: BaseException) -> str:
         text = f"dial tcp: lookup {exc.host}: no such host"
     elif isinstance(exc, aiohttp.ClientConnectorError):
         text = f"dial tcp {exc.host}:{exc.port}: connect: {os.strerror(exc.os_error.errno or errno.ECONNREFUSED).lower()}"
+    elif isinstance(exc, TimeoutError):
+        text = "dial tcp: i/o timeout"
     elif isinstance(exc, aiohttp.InvalidURL):
         text = "unsupported protocol scheme" + ' ""'
     else:
@@ -350,7 +383,10 @@ async def relay_proxy(ctx: Context, channel: dict[str, Any]) -> web.StreamRespon
 
 def check_quota(ctx: Context, prompt: int, max_tokens: int, ratio: float) -> None:
     needed = int((ctx.store.number("PreConsumedQuota") + prompt + max_tokens) * ratio)
-    quota = ctx.store.user_by_id(ctx.user_id)["quota"]
+    try:
+        quota = ctx.store.copies.get(f"user_quota:{ctx.user_id}", lambda: ctx.store.user_by_id(ctx.user_id)["quota"])
+    except DatabaseFault as exc:
+        raise own_fault(fault_text(exc), "get_user_quota_failed", 500) from exc
     if quota - needed < 0:
         raise own_fault("user quota is not enough", "insufficient_user_quota", 403)
     if quota <= 100 * needed and not ctx.token["unlimited_quota"] and ctx.token["remain_quota"] < needed:
@@ -362,17 +398,21 @@ def charge(ctx: Context, channel: dict[str, Any], prompt: int, completion: int, 
     cost = math.ceil((prompt + completion * completion_ratio) * ratio)
     if ratio and cost <= 0:
         cost = 1
-    db = ctx.store.db
-    db.execute(
-        "UPDATE users SET quota = quota - ?, used_quota = used_quota + ?, request_count = request_count + 1 WHERE id = ?",
-        (cost, cost, ctx.user_id),
-    )
-    db.execute("UPDATE channels SET used_quota = used_quota + ? WHERE id = ?", (cost, channel["id"]))
-    if not ctx.token["unlimited_quota"]:
-        db.execute(
-            "UPDATE tokens SET remain_quota = remain_quota - ?, used_quota = used_quota + ?, accessed_time = ? WHERE id = ?",
-            (cost, cost, int(time.time()), ctx.token["id"]),
-        )
+    try:
+        ctx.store.execute(
+            "UPDATE users SET quota = quota - ?, used_quota = used_quota + ?, request_count = request_count + 1 WHERE id = ?",
+            cost, cost, ctx.user_id,
+        )  # fmt: skip
+        ctx.store.execute("UPDATE channels SET used_quota = used_quota + ? WHERE id = ?", cost, channel["id"])
+        if not ctx.token["unlimited_quota"]:
+            ctx.store.execute(
+                "UPDATE tokens SET remain_quota = remain_quota - ?, used_quota = used_quota + ?, accessed_time = ? WHERE id = ?",
+                cost, cost, int(time.time()), ctx.token["id"],
+            )  # fmt: skip
+        if ctx.store.copies.link is not None:
+            ctx.store.copies.put(f"user_quota:{ctx.user_id}", ctx.store.user_by_id(ctx.user_id)["quota"])
+    except DatabaseFault as exc:
+        ctx.app.log("ERR", f"error consuming token remain quota: {fault_text(exc)}")  # the answer goes out all the same
 
 
 # -- handlers ------------------------------------------------------------------------------------------------------------
@@ -422,12 +462,17 @@ def note_fault(ctx: Context, channel_id: int, fault: UpstreamFault) -> None:
     kinds = ("insufficient_quota", "authentication_error", "permission_error", "forbidden")
     if fault.status == 401 or fault.error["type"] in kinds or fault.error["code"] in ("invalid_api_key", "account_deactivated"):
         ctx.store.update("channels", channel_id, {"status": 3})
-        ctx.store.db.execute("UPDATE abilities SET enabled = 0 WHERE channel_id = ?", (channel_id,))
+        ctx.store.execute("UPDATE abilities SET enabled = ? WHERE channel_id = ?", False, channel_id)
+
+
+def copied_models(ctx: Context) -> list[str]:
+    names: list[str] = ctx.store.copies.get(f"group_models:{ctx.group}", lambda: ctx.store.group_models(ctx.group))
+    return names
 
 
 async def models(ctx: Context) -> web.Response:
     check_token(ctx)
-    names = ctx.token["models"].split(",") if ctx.token["models"] else ctx.store.group_models(ctx.group)
+    names = ctx.token["models"].split(",") if ctx.token["models"] else copied_models(ctx)
     names = list(dict.fromkeys(names))
     custom = [name for name in names if name not in BUILT_IN_MODELS]
     random.shuffle(custom)

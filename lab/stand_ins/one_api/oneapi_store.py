@@ -1,9 +1,9 @@
 # Copyright: selfhosted.fastgpt contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the One-API stand-in keeps in SQLite: users, tokens, channels with their abilities, options.
+"""What the One-API stand-in keeps in its database: users, tokens, channels with their abilities, options.
 
-Written from the recorded contract. Column and constraint names are those of the real schema, because SQLite puts them
+Written from the recorded contract. Column and constraint names are those of the real schema, because databases put them
 into error texts that reach the client.
 """
 
@@ -16,13 +16,14 @@ import json
 import os
 import random
 import re
-import sqlite3
 import string
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from oneapi_cache import Copies
+from oneapi_db import DatabaseFault, Mysql, Postgres, Row, Sqlite
 from oneapi_json import GoError, bind, decode, encode
 
 NOT_FOUND = "record not found"
@@ -47,26 +48,31 @@ CHANNEL = {
 }  # fmt: skip
 CHANNEL_DEFAULTS: dict[str, Any] = {"status": 1, "weight": 0, "base_url": "", "group": "default", "model_mapping": "", "priority": 0}
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS users (id integer PRIMARY KEY AUTOINCREMENT, username text UNIQUE, password text NOT NULL,
-  display_name text, role int DEFAULT 1, status int DEFAULT 1, email text, github_id text, wechat_id text, lark_id text,
-  oidc_id text, access_token char(32), quota bigint DEFAULT 0, used_quota bigint DEFAULT 0, request_count int DEFAULT 0,
-  `group` varchar(32) DEFAULT 'default', aff_code varchar(32), inviter_id int);
-CREATE UNIQUE INDEX IF NOT EXISTS idx_users_access_token ON users(access_token);
-CREATE UNIQUE INDEX IF NOT EXISTS idx_users_aff_code ON users(aff_code);
-CREATE TABLE IF NOT EXISTS tokens (id integer PRIMARY KEY AUTOINCREMENT, user_id integer, `key` char(48), status integer DEFAULT 1,
-  name text, created_time integer, accessed_time integer, expired_time integer DEFAULT -1, remain_quota integer DEFAULT 0,
-  unlimited_quota numeric DEFAULT false, used_quota integer DEFAULT 0, models text, subnet text DEFAULT '');
-CREATE UNIQUE INDEX IF NOT EXISTS idx_tokens_key ON tokens(`key`);
-CREATE TABLE IF NOT EXISTS channels (id integer PRIMARY KEY AUTOINCREMENT, type integer DEFAULT 0, `key` text, status integer DEFAULT 1,
-  name text, weight integer DEFAULT 0, created_time integer, test_time integer, response_time integer, base_url text DEFAULT '',
-  other text, balance real, balance_updated_time integer, models text, `group` varchar(32) DEFAULT 'default',
-  used_quota integer DEFAULT 0, model_mapping varchar(1024) DEFAULT '', priority integer DEFAULT 0, config text, system_prompt text);
-CREATE TABLE IF NOT EXISTS abilities (`group` varchar(32), model text, channel_id integer, enabled numeric, priority integer DEFAULT 0,
-  PRIMARY KEY (`group`, model, channel_id));
-CREATE INDEX IF NOT EXISTS idx_abilities_channel_id ON abilities(channel_id);
-CREATE TABLE IF NOT EXISTS options (`key` text PRIMARY KEY, value text);
-"""
+# {words}: what each database calls it (oneapi_db). Names with a default are short for MySQL, which indexes them.
+SCHEMA = (
+    """users (id {serial}, username {name}, password {text} NOT NULL,
+  display_name {name}, role bigint DEFAULT 1, status bigint DEFAULT 1, email {name}, github_id {name}, wechat_id {name}, lark_id {name},
+  oidc_id {name}, access_token {access}, quota bigint DEFAULT 0, used_quota bigint DEFAULT 0, request_count bigint DEFAULT 0,
+  `group` varchar(32) DEFAULT 'default', aff_code varchar(32), inviter_id bigint, {users_unique})""",
+    """tokens (id {serial}, user_id bigint, `key` {key}, status bigint DEFAULT 1,
+  name {name}, created_time bigint, accessed_time bigint, expired_time bigint DEFAULT -1, remain_quota bigint DEFAULT 0,
+  unlimited_quota {bool} DEFAULT false, used_quota bigint DEFAULT 0, models {text}, subnet varchar(191) DEFAULT '')""",
+    """channels (id {serial}, type bigint DEFAULT 0, `key` {text}, status bigint DEFAULT 1,
+  name {name}, weight bigint DEFAULT 0, created_time bigint, test_time bigint, response_time bigint, base_url varchar(191) DEFAULT '',
+  other {text}, balance double precision, balance_updated_time bigint, models {text}, `group` varchar(32) DEFAULT 'default',
+  used_quota bigint DEFAULT 0, model_mapping varchar(1024) DEFAULT '', priority bigint DEFAULT 0, config {text}, system_prompt {text})""",
+    """abilities (`group` varchar(32), model {name}, channel_id bigint, enabled {bool}, priority bigint DEFAULT 0,
+  PRIMARY KEY (`group`, model, channel_id))""",
+    """options (`key` {name} PRIMARY KEY, value {text})""",
+)
+INDEXES = (
+    ("UNIQUE INDEX", "idx_users_access_token", "users (access_token)"),
+    ("UNIQUE INDEX", "idx_users_aff_code", "users (aff_code)"),
+    ("UNIQUE INDEX", "idx_tokens_key", "tokens (`key`)"),
+    ("INDEX", "idx_abilities_channel_id", "abilities (channel_id)"),
+)
+USERS_UNIQUE = {"sqlite": "UNIQUE (username)", "mysql": "CONSTRAINT uni_users_username UNIQUE (username)",
+                "postgres": "CONSTRAINT uni_users_username UNIQUE (username)"}
 
 # A small part of the built-in price list; only its presence matters (it comes back merged after a restart).
 MODEL_RATIO: dict[str, float] = {
@@ -119,72 +125,90 @@ def go_atoi(text: str) -> int:
 
 
 class Store:
-    """One SQLite file; statements run in the event loop, as they are short."""
+    """One database, which may have other nodes' hands in it too. Statements run in the event loop, as they are short."""
 
-    def __init__(self, path: str, log: Callable[[str], None]) -> None:
-        self.log = log
-        self.db = sqlite3.connect(path, isolation_level=None)
-        self.db.row_factory = sqlite3.Row
-        self.db.executescript("PRAGMA synchronous=OFF; PRAGMA busy_timeout=3000;" + SCHEMA)
+    def __init__(self, db: Sqlite | Mysql | Postgres, log: Callable[[str], None], copies: Copies, *, master: bool = True) -> None:
+        self.log, self.db, self.copies = log, db, copies
         self.banned: set[int] = set()
         self.routes_fail = False  # for tests: the second of a channel's two writes is refused
         self.options: dict[str, str] = {}
         self.model_ratio: dict[str, float] = {}
         self.group_ratio: dict[str, float] = {}
         self.completion_ratio: dict[str, float] = {}
-        self._create_root()
+        if master:
+            self.log("database migration started")
+            self._migrate()
+            self.log("database migrated")
+        # A node that is no master takes the tables as it finds them, and says nothing where there are none.
+        with contextlib.suppress(DatabaseFault) if not master else contextlib.nullcontext():
+            self._create_root()
         self._load_options()
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self.db.execute("ROLLBACK")
-            raise
-        self.db.execute("COMMIT")
+    def _migrate(self) -> None:
+        for table in SCHEMA:
+            text = table.format(**self.db.types, users_unique=USERS_UNIQUE[self.db.name])
+            self.execute(f"CREATE TABLE IF NOT EXISTS {text}")
+        for kind, name, what in INDEXES:
+            if self.db.name != "mysql":
+                self.execute(f"CREATE {kind} IF NOT EXISTS {name} ON {what}")
+                continue
+            table = what.partition(" ")[0]
+            there = "SELECT 1 AS found FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = ? AND index_name = ?"
+            if not self.rows(there, table, name):
+                self.execute(f"CREATE {kind} {name} ON {what}")
 
-    def rows(self, sql: str, *args: Any) -> list[sqlite3.Row]:
-        return self.db.execute(sql, args).fetchall()
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        return self.db.transaction()
 
-    def row(self, sql: str, *args: Any) -> sqlite3.Row | None:
-        found: sqlite3.Row | None = self.db.execute(sql, args).fetchone()
-        return found
+    def execute(self, sql: str, *args: Any) -> int:
+        """How many rows it concerned."""
+        return self.db.run(self.db.read(sql), args)[1]
+
+    def rows(self, sql: str, *args: Any) -> list[Row]:
+        return self.db.run(self.db.read(sql), args)[0]
+
+    def row(self, sql: str, *args: Any) -> Row | None:
+        found = self.rows(sql, *args)
+        return found[0] if found else None
 
     def insert(self, table: str, values: dict[str, Any]) -> int:
         names = ", ".join(f"`{name}`" for name in values)
         marks = ", ".join("?" * len(values))
-        return int(self.db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values())).lastrowid or 0)
+        return self.db.run(self.db.read(f"INSERT INTO {table} ({names}) VALUES ({marks})"), tuple(values.values()))[2] or int(values.get("id") or 0)
 
     def update(self, table: str, row_id: int, values: dict[str, Any]) -> None:
         if values:
             sets = ", ".join(f"`{name}` = ?" for name in values)
-            self.db.execute(f"UPDATE {table} SET {sets} WHERE id = ?", (*values.values(), row_id))
+            self.execute(f"UPDATE {table} SET {sets} WHERE id = ?", *values.values(), row_id)
 
     def _create_root(self) -> None:
         if self.row("SELECT id FROM users LIMIT 1"):
             return
         self.log("no user exists, creating a root user for you: username is root, password is 123456")
         now = int(time.time())
-        root = self.insert(
-            "users",
-            {
-                "username": "root", "password": hash_password("123456"), "role": 100, "status": 1, "display_name": "Root User",
-                "access_token": os.environ.get("INITIAL_ROOT_ACCESS_TOKEN") or uuid.uuid4().hex, "quota": 500000000000000,
-                "email": "", "github_id": "", "wechat_id": "", "lark_id": "", "oidc_id": "", "aff_code": "", "inviter_id": 0,
-            },
-        )  # fmt: skip
+        root = 0
+        # What the database refuses here, such as an access token that is too long, is lost without a word.
+        with contextlib.suppress(DatabaseFault):
+            root = self.insert(
+                "users",
+                {
+                    "username": "root", "password": hash_password("123456"), "role": 100, "status": 1, "display_name": "Root User",
+                    "access_token": os.environ.get("INITIAL_ROOT_ACCESS_TOKEN") or uuid.uuid4().hex, "quota": 500000000000000,
+                    "email": "", "github_id": "", "wechat_id": "", "lark_id": "", "oidc_id": "", "aff_code": "", "inviter_id": 0,
+                },
+            )  # fmt: skip
         key = os.environ.get("INITIAL_ROOT_TOKEN")
         if key:
             self.log("creating initial root token as requested")
-            self.insert(
-                "tokens",
-                {
-                    "id": 1, "user_id": root, "key": key, "status": 1, "name": "Initial Root Token", "created_time": now,
-                    "accessed_time": now, "expired_time": -1, "remain_quota": 500000000000000, "unlimited_quota": 1,
-                },
-            )  # fmt: skip
+            with contextlib.suppress(DatabaseFault):
+                # With its id in the statement: PostgreSQL's sequence does not move, and the next token collides with this one.
+                self.insert(
+                    "tokens",
+                    {
+                        "id": 1, "user_id": root, "key": key, "status": 1, "name": "Initial Root Token", "created_time": now,
+                        "accessed_time": now, "expired_time": -1, "remain_quota": 500000000000000, "unlimited_quota": True,
+                    },
+                )  # fmt: skip
 
     # -- options -----------------------------------------------------------------------------------------------------
 
@@ -195,8 +219,14 @@ class Store:
         self.reload_options()
 
     def reload_options(self) -> None:
-        """At start and at each sync: stored values win; ModelRatio comes back with the built-in entries merged in."""
-        for row in self.rows("SELECT `key`, value FROM options"):
+        """At start and at each sync: stored values win; ModelRatio comes back with the built-in entries merged in.
+
+        A database that does not answer leaves them as they are.
+        """
+        found: list[Row] = []
+        with contextlib.suppress(DatabaseFault):
+            found = self.rows("SELECT `key`, value FROM options")
+        for row in found:
             value = row["value"]
             if row["key"] == "ModelRatio":
                 with contextlib.suppress(GoError):
@@ -208,7 +238,10 @@ class Store:
 
     def set_option(self, key: str, value: str) -> None:
         """Stored first, judged afterwards: a bad map is refused but stays."""
-        self.db.execute("INSERT INTO options VALUES (?, ?) ON CONFLICT (`key`) DO UPDATE SET value = excluded.value", (key, value))
+        if self.row("SELECT `key` FROM options WHERE `key` = ?", key):
+            self.execute("UPDATE options SET value = ? WHERE `key` = ?", value, key)
+        else:
+            self.execute("INSERT INTO options (`key`, value) VALUES (?, ?)", key, value)
         self.options[key] = value
         self._apply_option(key, value)
 
@@ -245,14 +278,14 @@ class Store:
     # -- users -------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def user(row: sqlite3.Row, *, password: bool = False) -> dict[str, Any]:
+    def user(row: Row, *, password: bool = False) -> dict[str, Any]:
         names = set(row.keys())
         result = {name: row[name] if name in names else "" for name in USER}
         if not password:
             result["password"] = ""
         return {name: ("" if value is None and USER[name] == "string" else 0 if value is None else value) for name, value in result.items()}
 
-    def user_by_id(self, user_id: int) -> sqlite3.Row:
+    def user_by_id(self, user_id: int) -> Row:
         if user_id == 0:
             raise Refused("id 为空！")
         row = self.row("SELECT * FROM users WHERE id = ?", user_id)
@@ -274,7 +307,7 @@ class Store:
             "tokens",
             {
                 "user_id": user_id, "name": "default", "key": random_key(), "status": 1, "created_time": now, "accessed_time": now,
-                "expired_time": -1, "remain_quota": -1, "unlimited_quota": 1, "subnet": "",
+                "expired_time": -1, "remain_quota": -1, "unlimited_quota": True, "subnet": "",
             },
         )  # fmt: skip
         return user_id
@@ -293,13 +326,13 @@ class Store:
     # -- tokens ------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def token(row: sqlite3.Row) -> dict[str, Any]:
+    def token(row: Row) -> dict[str, Any]:
         return {name: bool(row[name]) if kind == "bool" else row[name] for name, kind in TOKEN.items()}
 
     # -- channels ----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def channel(row: sqlite3.Row, *, key: bool = False) -> dict[str, Any]:
+    def channel(row: Row, *, key: bool = False) -> dict[str, Any]:
         result = {name: row[name] if row[name] is not None or CHANNEL[name].startswith("*") else 0 for name in CHANNEL}
         if not key:
             result["key"] = ""
@@ -332,9 +365,9 @@ class Store:
         """The row, then its abilities; no error where neither exists."""
         if not channel_id:
             raise Refused("WHERE conditions required")
-        self.db.execute("DELETE FROM channels WHERE id = ?", (channel_id,))
+        self.execute("DELETE FROM channels WHERE id = ?", channel_id)
         self._check_routes()
-        self.db.execute("DELETE FROM abilities WHERE channel_id = ?", (channel_id,))
+        self.execute("DELETE FROM abilities WHERE channel_id = ?", channel_id)
 
     def add_abilities(self, channel: dict[str, Any]) -> None:
         self._check_routes()
@@ -344,7 +377,8 @@ class Store:
             for group in channel["group"].split(",")
         ]
         with self.transaction():
-            self.db.executemany("INSERT INTO abilities VALUES (?, ?, ?, ?, ?)", rows)
+            for row in rows:
+                self.execute("INSERT INTO abilities (`group`, model, channel_id, enabled, priority) VALUES (?, ?, ?, ?, ?)", *row)
 
     def change_channel(self, body: dict[str, Any]) -> dict[str, Any]:
         """Plain zero values and null pointers mean unchanged. An unknown id is no error and leaves abilities behind."""
@@ -358,24 +392,24 @@ class Store:
         self.update("channels", body["id"], values)
         row = self.row("SELECT * FROM channels WHERE id = ?", body["id"])
         channel = self.channel(row, key=True) if row else body
-        self.db.execute("DELETE FROM abilities WHERE channel_id = ?", (body["id"],))
+        self.execute("DELETE FROM abilities WHERE channel_id = ?", body["id"])
         self.add_abilities(channel)
         return channel
 
-    def pick_channel(self, group: str, model: str, any_priority: bool = False) -> tuple[int, sqlite3.Row | None]:
+    def pick_channel(self, group: str, model: str, any_priority: bool = False) -> tuple[int, Row | None]:
         """(0, None): no ability; (id, None): an ability whose channel is gone."""
-        where = "`group` = ? AND model = ? AND enabled = 1"
-        args: tuple[Any, ...] = (group, model)
+        where = "`group` = ? AND model = ? AND enabled = ?"
+        args: tuple[Any, ...] = (group, model, True)
         if not any_priority:
             where += f" AND priority = (SELECT MAX(priority) FROM abilities WHERE {where})"
             args *= 2
-        found = self.row(f"SELECT channel_id FROM abilities WHERE {where} ORDER BY RANDOM() LIMIT 1", *args)
+        found = self.row(f"SELECT channel_id FROM abilities WHERE {where} ORDER BY {self.db.random} LIMIT 1", *args)
         if found is None:
             return 0, None
         return found["channel_id"], self.row("SELECT * FROM channels WHERE id = ?", found["channel_id"])
 
     def group_models(self, group: str) -> list[str]:
-        rows = self.rows("SELECT DISTINCT model FROM abilities WHERE `group` = ? AND enabled = 1", group)
+        rows = self.rows("SELECT DISTINCT model FROM abilities WHERE `group` = ? AND enabled = ?", group, True)
         return sorted(row["model"] for row in rows)
 
 

@@ -28,7 +28,8 @@ def names(version: str) -> list[str]:
 def test_names_are_those_that_the_roles_ask_for() -> None:
     assert names("v4.8.9") == [
         "docker.io/library/mongo:5.0.32", "docker.io/library/mongo:4.4.29", "docker.io/pgvector/pgvector:0.8.6-pg17",
-        "docker.io/justsong/one-api:v0.6.10", "docker.io/vllm/vllm-openai:v0.33.0", "ghcr.io/labring/fastgpt:v4.8.9", "ghcr.io/labring/fastgpt-sandbox:v4.8.9",
+        "docker.io/justsong/one-api:v0.6.10", "docker.io/library/mariadb:10.11.11", "docker.io/library/redis:7.2.7",
+        "docker.io/vllm/vllm-openai:v0.33.0", "ghcr.io/labring/fastgpt:v4.8.9", "ghcr.io/labring/fastgpt-sandbox:v4.8.9",
     ]
 
 
@@ -70,12 +71,13 @@ def test_hosts() -> None:
     assert catalogue.parse_hosts(list(catalogue.DEFAULT_HOSTS)) == [
         catalogue.Host("app-1", "trixie", 11), catalogue.Host("gpu-1", "bookworm", 12)]
     assert catalogue.parse_host("gpu-2=trixie=13=2") == catalogue.Host("gpu-2", "trixie", 13, gpus=2)
+    assert catalogue.parse_host("db-1=bookworm=13=0=2") == catalogue.Host("db-1", "bookworm", 13, disk_gb=2)
 
 
 @pytest.mark.parametrize("texts, says", [
     (["app-1"], "expected name=suite"), (["App=trixie=3"], "expected name=suite"), (["a=sid=3"], "suite must be"), (["a=trixie=2"], "last octet"),
     (["a=trixie=255"], "last octet"), (["a=trixie=x"], "expected"), (["a=trixie=3", "a=trixie=4"], "name given twice: a"),
-    (["a=trixie=3=x"], "0 to 8 GPUs"), (["a=trixie=3=9"], "0 to 8 GPUs"),
+    (["a=trixie=3=x"], "0 to 8 GPUs"), (["a=trixie=3=9"], "0 to 8 GPUs"), (["a=trixie=3=0=x"], "0 to 64 GB"),
     (["a=trixie=3", "b=trixie=3"], "octet given twice: 3"),
 ])
 def test_host_faults(texts: list[str], says: str) -> None:

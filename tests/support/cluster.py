@@ -1,0 +1,502 @@
+# Copyright: selfhosted.fastgpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The scenario `cluster`: runs of site.yml on many hosts, planned changes and faults, all while somebody asks FastGPT.
+
+    cluster.py converge           site.yml, with a timeline
+    cluster.py seed               an app, a document and its vectors, which all later steps look for
+    cluster.py planned [name...]  grow, shrink, drain ...: nobody may notice
+    cluster.py faults [name...]   what breaks, who notices, how long, and what the next run mends
+
+Each step writes its figures into .lab/<name>/reliability.json, from which docs/reliability_table.py makes docs/reliability.md.
+The environment says which lab: LAB_SCENARIO=cluster, LAB_NAME, LAB_NET.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import http.client
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from lab_hosts import GROWN, HOSTS, INVENTORY, NAME, ROOT, play, site
+from lab_hosts import vault as read_vault
+from probe import Failed, Probe, Summary, post
+from sflab.catalogue import container_name
+from sflab.common import STATE, docker_inspect, output, say
+from sflab.hosts import restart_host
+from sflab.timeline import parallel, picture
+
+sys.path.insert(0, str(ROOT / ".collections"))
+from ansible_collections.selfhosted.fastgpt.plugins.module_utils._fastgpt_graphs import app_body  # noqa: E402
+
+RECORD = STATE / NAME / "reliability.json"
+SEED = STATE / NAME / "seed.json"
+BASE = [name for name in HOSTS if name not in ("gpu-3", "db-4", "db-5")]
+MEMBERS, GATEWAYS, MODEL_HOSTS, APPS = ["db-1", "db-2", "db-3"], ["gw-1", "gw-2"], ["gpu-1", "gpu-2"], ["app-1", "app-2"]
+CHAT, EMBEDDING, RERANK = "tiny-qwen2-chat", "all-MiniLM-L6-v2", "tiny-cross-encoder"
+QUESTION = "Which animal guards the archive of the lighthouse?"
+PASSAGE = "A heron guards the archive of the lighthouse, and nobody knows since when."
+WHOLE_SECONDS = 300
+
+
+vault = functools.cache(read_vault)
+
+
+class Wrong(Exception):
+    """What makes the scenario red."""
+
+
+# -- FastGPT -------------------------------------------------------------------------------------------------------------
+
+
+def door(host: str) -> tuple[str, int]:
+    return HOSTS[host], 8080
+
+
+def call(host: str, method: str, path: str, body: Any = None, token: str = "") -> Any:
+    """The data of an answer of FastGPT's API."""
+    request = urllib.request.Request(
+        f"http://{HOSTS[host]}:8080/api/{path}", method=method, data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", **({"token": token} if token else {})},
+    )  # fmt: skip
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+    except urllib.error.HTTPError as exc:
+        answer = json.loads(exc.read() or b"{}")
+    if answer.get("code") != 200:
+        raise Wrong(f"{method} {path} through {host}: {answer.get('message') or answer}")
+    return answer["data"]
+
+
+def log_in(host: str) -> str:
+    secret = hashlib.sha256(vault()["fastgpt_root_password"].encode()).hexdigest()
+    return str(call(host, "POST", "support/user/account/loginByPassword", {"username": "root", "password": secret})["token"])
+
+
+def seed() -> dict[str, str]:
+    """Once: a dataset with a document, and an app that answers from it."""
+    if SEED.exists():
+        found: dict[str, str] = json.loads(SEED.read_text(encoding="utf-8"))
+        return found
+    token = log_in("app-1")
+    dataset = call("app-1", "POST", "core/dataset/create",
+                   {"name": "reliability", "type": "dataset", "vectorModel": EMBEDDING, "agentModel": CHAT}, token)  # fmt: skip
+    collection = call("app-1", "POST", "core/dataset/collection/create", {"datasetId": dataset, "name": "reliability", "type": "virtual"}, token)
+    for text in (PASSAGE, "The tide table hangs beside the stove.", "灯塔的守门人每天早晨记录天气。"):
+        call("app-1", "POST", "core/dataset/data/insertData", {"collectionId": collection, "q": text, "a": ""}, token)
+    body = app_body("reliability", (4, 8, 9), CHAT, dataset, EMBEDDING, True)
+    app = None
+    for attempt in range(5):  # the first app of a fresh database collides with the making of a collection
+        try:
+            app = call("app-1", "POST", "core/app/create", body, token)
+            break
+        except Wrong:
+            if attempt == 4:
+                raise
+            time.sleep(1)
+    key = call("app-2", "POST", "support/openapi/create", {"name": "reliability", "appId": app}, token)
+    made = {"dataset": dataset, "app": str(app), "key": key}
+    SEED.write_text(json.dumps(made), encoding="utf-8")
+    return made
+
+
+def still_there() -> None:
+    """The document and its vector that were written before, found through every door, with a rank of the reranker."""
+    for host in APPS:
+        token = log_in(host)
+        found = call(host, "POST", "core/dataset/searchTest", {
+            "datasetId": seed()["dataset"], "text": QUESTION, "limit": 5000, "similarity": 0, "searchMode": "embedding", "usingReRank": True,
+            "datasetSearchUsingExtensionQuery": False,
+        }, token)  # fmt: skip
+        items = found.get("list") if isinstance(found, dict) else found
+        first = next((item for item in items or [] if item.get("q") == PASSAGE), None)
+        if first is None:
+            raise Wrong(f"the passage that was stored is not found any more through {host}")
+        if not any(score.get("type") == "reRank" for score in first.get("score") or []):
+            raise Wrong(f"no rank of the reranker in a search through {host}")
+
+
+def ask(at: tuple[str, int]) -> None:
+    """One question through the whole chain: search, rank, chat."""
+    body = {"stream": False, "detail": True, "messages": [{"role": "user", "content": QUESTION}]}
+    status, raw = post(at, "/api/v1/chat/completions", body, {"Authorization": f"Bearer {seed()['key']}"})
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        raise Failed(f"HTTP {status}, no JSON") from None
+    if status != 200 or "choices" not in answer:
+        raise Failed(f"HTTP {status}: {str(answer.get('message') or answer)[:90]}")
+    if not answer["choices"][0]["message"]["content"]:
+        raise Failed("an empty answer")
+    if not any(step.get("quoteList") for step in answer.get("responseData") or []):
+        raise Failed("an answer without the passages")
+
+
+# -- what stands -----------------------------------------------------------------------------------------------------------
+
+
+def pid(host: str) -> int:
+    found = docker_inspect("container", container_name(NAME, host))
+    return int(found[0]["State"]["Pid"]) if found and found[0]["State"]["Running"] else 0
+
+
+def inside(host: str, *words: str, check: bool = True) -> str:
+    """As root on a lab host, whatever its network is like."""
+    return output(["docker", "exec", container_name(NAME, host), *words], check=check, timeout=120)
+
+
+def replica_set() -> dict[str, str]:
+    """Host: state, by the first member that knows; empty where none answers."""
+    names = {address: name for name, address in HOSTS.items()}
+    for host in [name for name in HOSTS if name.startswith("db-")]:
+        inner = pid(host)
+        if not inner:
+            continue
+        command = ["nsenter", f"--net=/proc/{inner}/ns/net", sys.executable, str(ROOT / "tests" / "support" / "replica_status.py"), HOSTS[host]]
+        done = subprocess.run(command, input=vault()["mongodb_root_password"], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            found = {names.get(address, address): state for address, state in json.loads(done.stdout).items()}
+            if found.get(host) in ("PRIMARY", "SECONDARY"):
+                return found
+    return {}
+
+
+def primary() -> str:
+    found = [host for host, state in replica_set().items() if state == "PRIMARY"]
+    if len(found) != 1:
+        raise Wrong(f"the replica set has {len(found)} primaries")
+    return found[0]
+
+
+def get(host: str, port: int, path: str, **headers: str) -> tuple[int, bytes]:
+    link = http.client.HTTPConnection(HOSTS[host], port, timeout=5)
+    try:
+        link.request("GET", path, headers=headers)
+        answer = link.getresponse()
+        return answer.status, answer.read()
+    finally:
+        link.close()
+
+
+def channels() -> list[str]:
+    status, body = get("gw-1", 8000, "/api/channel/search?keyword=", Authorization=vault()["oneapi_root_access_token"])
+    data = json.loads(body)
+    if status != 200 or not data.get("success"):
+        raise Wrong(f"gw-1: {status} {body[:100]!r}")
+    return sorted(channel["name"] for channel in data["data"])
+
+
+def not_whole(members: list[str], model_hosts: list[str]) -> str:
+    """What is missing of all that was deployed; empty when nothing is."""
+    states = replica_set()
+    if sorted(states) != sorted(members) or sorted(states.values()) != sorted(["PRIMARY"] + ["SECONDARY"] * (len(members) - 1)):
+        return f"replica set: {states}"
+    try:
+        for host in GATEWAYS:
+            status, body = get(host, 8000, "/api/channel/search?keyword=", Authorization=vault()["oneapi_root_access_token"])
+            if status != 200 or not json.loads(body).get("success"):
+                return f"{host}: HTTP {status}"
+        for host in model_hosts:
+            for port in (8001, 8002, 8003):
+                status, _body = get(host, port, "/health")
+                if status != 200:
+                    return f"{host}:{port}: HTTP {status}"
+        for host in APPS:
+            ask(door(host))
+    except (OSError, http.client.HTTPException, ValueError, Failed) as exc:
+        return f"{type(exc).__name__}: {exc}"
+    return ""
+
+
+def wait_whole(members: list[str] = MEMBERS, model_hosts: list[str] = MODEL_HOSTS, seconds: float = WHOLE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        problem = not_whole(members, model_hosts)
+        if not problem:
+            return
+        if time.monotonic() > deadline:
+            raise Wrong(f"not whole again after {seconds:.0f} s: {problem}")
+        time.sleep(0.5)
+
+
+# -- the record --------------------------------------------------------------------------------------------------------------
+
+
+def record(part: str, name: str, entry: dict[str, Any]) -> None:
+    """One figure; a step that is measured again replaces its older one."""
+    data = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    data["where"] = {
+        "date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "kernel": platform.release(), "hosts": len(BASE),
+        "stand_ins": [item["image"] for item in json.loads((STATE / NAME / "state.json").read_text(encoding="utf-8"))["stand_ins"]],
+    }  # fmt: skip
+    data.setdefault(part, {})[name] = entry
+    RECORD.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(f"{part} {name}: {json.dumps({key: value for key, value in entry.items() if key != 'picture'}, ensure_ascii=False)}")
+
+
+def heard(found: Summary) -> dict[str, Any]:
+    return {"asked": found.asked, "failed": found.failed, "other_door": found.moved, "slowest_seconds": found.slowest, "faults": found.faults}
+
+
+def run_site(directory: str, **options: Any) -> Any:
+    run = site(directory, **options)
+    if run.rc:
+        print(run.stdout[-6000:])
+        raise Wrong(f"{directory}: site.yml ended with {run.rc}: {[(item['host'], item['task']) for item in run.failed]}")
+    return run
+
+
+def converge() -> None:
+    """The first time cold, from then on what an unchanged inventory costs."""
+    data = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    name = "again" if "cold" in data.get("runs", {}) else "cold"
+    run = run_site(f"converge-{name}")
+    spans = run.timeline.spans()
+    entry = {
+        "seconds": run.seconds, "changed": run.total("changed"), "round_trips": run.round_trips,
+        "changed_tasks": run.changed_tasks if name == "again" else [],
+        "plays": {play: parallel(spans, play) for play in dict.fromkeys(span.play for span in spans)}, "picture": picture(spans, 80),
+        "slowest_tasks": sorted(run.tasks.items(), key=lambda item: -item[1])[:10],
+    }  # fmt: skip
+    record("runs", name, entry)
+    print(json.dumps({"changed": run.total("changed"), "changed_tasks": run.changed_tasks if name == "again" else []}))
+
+
+# -- planned changes -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """Something that nobody may notice."""
+
+    title: str
+    work: Callable[[], list[Any]]
+    check: Callable[[], None]
+
+
+def grow() -> list[Any]:
+    return [run_site("grow", inventory=GROWN)]
+
+
+def grown() -> None:
+    wait_whole([*MEMBERS, "db-4", "db-5"], [*MODEL_HOSTS, "gpu-3"])
+    if f"{CHAT}@gpu-3" not in channels():
+        raise Wrong(f"gpu-3 has no channel: {channels()}")
+
+
+def shrink() -> list[Any]:
+    return [run_site("shrink", inventory=INVENTORY)]
+
+
+def shrunk() -> None:
+    wait_whole()
+    if [name for name in channels() if name.endswith("@gpu-3")]:
+        raise Wrong(f"gpu-3 still has channels: {channels()}")
+    for host in ("gpu-3", "db-4", "db-5"):  # they are nobody's business any more
+        output(["docker", "stop", "-t", "20", container_name(NAME, host)])
+    wait_whole()
+
+
+def drain() -> list[Any]:
+    runs = [play(ROOT / "playbooks" / "drain.yml", "drain", extravars={"drain_host": "gpu-2"})]
+    if runs[0].rc:
+        print(runs[0].stdout[-6000:])
+        raise Wrong("drain.yml failed")
+    if [name for name in channels() if name.endswith("@gpu-2")]:
+        raise Wrong(f"gpu-2 still has channels after drain.yml: {channels()}")
+    return [*runs, run_site("undrain")]
+
+
+def settings() -> list[Any]:
+    """The containers of both services are made anew, one host after the other."""
+    return [run_site("settings", extravars={"oneapi_sync_frequency": 6, "fastgpt_extra_env": {"LOG_LEVEL": "debug"}}), run_site("settings-back")]
+
+
+PLANNED = {
+    "grow": Planned("a third model host and two more MongoDB members", grow, grown),
+    "shrink": Planned("the same three hosts leave the inventory", shrink, shrunk),
+    "drain": Planned("a model host is drained, and taken back by `site.yml`", drain, wait_whole),
+    "settings": Planned("other settings for One-API and FastGPT, and back: their containers are made anew", settings, wait_whole),
+}
+
+
+def planned(names: list[str]) -> None:
+    with Probe([door(host) for host in APPS], ask) as probe:
+        for name in names or list(PLANNED):
+            what = PLANNED[name]
+            begin = time.monotonic()
+            runs = what.work()
+            what.check()
+            still_there()
+            probe.settle()
+            found = probe.since(begin)
+            entry = {"title": what.title, **heard(found), "seconds": round(sum(run.seconds for run in runs), 1),
+                     "changed": sum(run.total("changed") for run in runs)}  # fmt: skip
+            record("planned", name, entry)
+            if found.failed or found.asked < 10:
+                raise Wrong(f"{what.title}: {found.failed} of {found.asked} questions failed: {found.faults}")
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something breaks at `victim`, is left broken for so many seconds, and is then mended: by nobody, by `mend`, or by site.yml."""
+
+    title: str
+    victim: Callable[[], str]
+    break_it: Callable[[str], None]
+    hold: float
+    mended_by: str
+    mend: Callable[[str], None] | None = None
+    # tasks that the run afterwards may change something in
+    changes: tuple[str, ...] = ()
+
+
+def kill_process(host: str, container: str) -> None:
+    number = inside(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
+    inside(host, "kill", "-9", number)
+
+
+def stop_container(host: str, container: str) -> None:
+    inside(host, "docker", "stop", container)
+
+
+def kill_model_server(host: str) -> None:
+    inside(host, "systemctl", "kill", "-s", "KILL", "selfhosted-model@8001.service")
+
+
+def cable(host: str, state: str) -> None:
+    """The machine's end of a host's network link: the host keeps its address and hears nothing."""
+    index = inside(host, "cat", "/sys/class/net/eth0/iflink").strip()
+    links = json.loads(output(["ip", "-j", "link", "show"]))
+    name = next(link["ifname"] for link in links if str(link["ifindex"]) == index)
+    output(["ip", "link", "set", name, state])
+
+
+def fill_disk(host: str) -> None:
+    """All of it, as another program's log might."""
+    script = "cd /var/lib/selfhosted-fastgpt; fallocate -l $(df --output=avail -B1 . | tail -1) filler; dd if=/dev/zero of=rest bs=4k; df ."
+    inside(host, "sh", "-c", script, check=False)
+
+
+def empty_disk(host: str) -> None:
+    inside(host, "rm", "-f", "/var/lib/selfhosted-fastgpt/filler", "/var/lib/selfhosted-fastgpt/rest")
+
+
+def reboot(host: str) -> None:
+    """A clean one; the network and the disk stay its own."""
+    output(["docker", "stop", "-t", "60", container_name(NAME, host)], timeout=120)
+    output(["docker", "start", container_name(NAME, host)])
+
+
+FAULTS = {
+    "mongodb-primary": Fault("MongoDB's primary is killed (its process)", primary, lambda host: kill_process(host, "mongodb"), 5, "itself"),
+    "mongodb-primary-host": Fault("the host of MongoDB's primary loses power and boots again", primary, lambda host: restart_host(NAME, host), 0, "itself"),
+    "model-server": Fault("a chat model server is killed", lambda: "gpu-1", kill_model_server, 5, "itself"),
+    "gateway-master": Fault(
+        "One-API's master node is stopped", lambda: "gw-1", lambda host: stop_container(host, "one-api"), 20, "site.yml",
+        changes=("Run the container one-api",),
+    ),
+    "disk-full": Fault("the disk of MongoDB's primary is full", primary, fill_disk, 45, "room on the disk", empty_disk),
+    "network-model": Fault(
+        "a model host is cut off from the network", lambda: "gpu-2", lambda host: cable(host, "down"), 45, "the network", lambda host: cable(host, "up")
+    ),
+    "network-primary": Fault(
+        "the host of MongoDB's primary is cut off from the network", primary, lambda host: cable(host, "down"), 45, "the network",
+        lambda host: cable(host, "up"),
+    ),
+    **{f"reboot-{host}": Fault(f"{host} is rebooted", lambda host=host: host, reboot, 0, "itself") for host in BASE},
+}  # fmt: skip
+
+
+def measure(name: str, probe: Probe) -> None:
+    fault = FAULTS[name]
+    wait_whole()
+    victim = fault.victim()
+    say(f"fault {name}: {fault.title}, {victim}")
+    begin = time.monotonic()
+    run = None
+    try:
+        fault.break_it(victim)
+        broken = time.monotonic()
+        time.sleep(fault.hold)
+    finally:
+        if fault.mend is not None:
+            fault.mend(victim)
+    mended = time.monotonic()
+    if fault.mended_by == "site.yml":
+        run = run_site(f"after-{name}")
+    wait_whole()
+    whole = time.monotonic()
+    probe.settle()
+    found = probe.since(begin)
+    rest = time.monotonic()
+    if run is None and not name.startswith("reboot-"):
+        run = run_site(f"after-{name}")
+    entry = {
+        "title": fault.title, "victim": victim, "mended_by": fault.mended_by, "held_seconds": fault.hold, **heard(found),
+        "answers_seconds": round(found.last_failure - begin, 1) if found.last_failure else 0.0,
+        "break_seconds": round(broken - begin, 1), "whole_seconds": round(whole - (mended if fault.mend else begin), 1),
+    }  # fmt: skip
+    if run is not None:
+        entry |= {"run_seconds": run.seconds, "run_changed": run.changed_tasks, "failed_during_run": probe.since(rest).failed}
+    record("faults", name, entry)
+    still_there()
+    if run is not None:
+        odd = [task for task in run.changed_tasks if not task.endswith(fault.changes or ("-",))]
+        if odd:
+            raise Wrong(f"{fault.title}: the run afterwards changed {odd}")
+        if entry["failed_during_run"]:
+            raise Wrong(f"{fault.title}: questions failed while the run afterwards went on")
+    if found.asked < 5:
+        raise Wrong(f"{fault.title}: only {found.asked} questions were asked")
+
+
+def faults(names: list[str]) -> None:
+    with Probe([door(host) for host in APPS], ask) as probe:
+        for name in names or list(FAULTS):
+            measure(name, probe)
+    if not names:
+        run = run_site("after-reboots")
+        record("runs", "after-reboots", {"seconds": run.seconds, "changed": run.total("changed"), "changed_tasks": run.changed_tasks})
+        if run.total("changed"):
+            raise Wrong(f"after all reboots site.yml changed {run.changed_tasks}")
+
+
+def main() -> None:
+    step, names = sys.argv[1], sys.argv[2:]
+    known = {"planned": PLANNED, "faults": FAULTS}.get(step, {})
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(f"{step}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    try:
+        if step == "converge":
+            converge()
+        elif step == "seed":
+            seed()
+            wait_whole()
+            still_there()
+        else:
+            seed()
+            {"planned": planned, "faults": faults}[step](names)
+    except Wrong as exc:
+        sys.exit(str(exc))
+
+
+if __name__ == "__main__":
+    main()
