@@ -71,6 +71,8 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
             variable = f"{parent.replace(' -> ', '.')}.{name}" if parent else name
             yield variable, fault(variable, "(unset)", "is required", "Set it; playbooks/secrets.yml generates every secret")
         return
+    error, dummy, parent = error.partition(" found in ")
+    inside = f"{parent.replace(' -> ', '.')}." if parent else ""
     kind = _TYPE.fullmatch(error)
     if kind:
         given = re.sub(r"<class '(?:ansible\.\S*\.)?_?(\w+)'>", r"\1", kind["given"]).removeprefix("_AnsibleTagged").lower()
@@ -79,11 +81,11 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
         value = number["value"].strip("'") if number else f"({given})"
         each = "each item " if kind["element"].startswith("Elements") else ""
         rule = f"{each}must be {_TYPES.get(kind['type'], kind['type'])}"
-        yield kind["name"], fault(kind["name"], value, rule, "Correct its type")
+        yield inside + kind["name"], fault(inside + kind["name"], value, rule, "Correct its type")
         return
     choice = _CHOICE.fullmatch(error)
     if choice:
-        yield choice["name"], fault(choice["name"], choice["value"], f"must be one of {choice['choices']}", "Choose one of them")
+        yield inside + choice["name"], fault(inside + choice["name"], choice["value"], f"must be one of {choice['choices']}", "Choose one of them")
         return
     if error.startswith("dictionary requested, could not parse"):
         # does not say of what; the variable's own line does
@@ -95,7 +97,7 @@ def argument_faults(errors: Sequence[str], rules: Sequence[str] = ()) -> list[st
     found: list[str] = []
     for error in errors:
         for variable, line in _one(" ".join(str(error).split())):
-            if not any(re.search(rf"(^|: ){re.escape(variable)}(: |\[|\.)", rule) for rule in rules):
+            if not any(re.search(rf"(^|: ){re.escape(variable)}(: |\[|\.)", re.sub(r"\[\d+\]\.", ".", rule)) for rule in rules):
                 found.append(line)
     return list(dict.fromkeys([*found, *(str(rule) for rule in rules)]))
 
