@@ -62,6 +62,8 @@ _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0", "y", "n", "t",
 
 def _misspelt(name: str, options: t.Collection[str]) -> str | None:
     """The option that was probably meant. A longer name with an option in it is somebody's own variable."""
+    if name.replace("-", "_") in options:
+        return name.replace("-", "_")
     near = [option for option in difflib.get_close_matches(name, options, n=3, cutoff=0.9) if abs(len(option) - len(name)) <= 2]
     return near[0] if near else None
 
