@@ -59,6 +59,8 @@ _TYPE = re.compile(
     r" and we were unable to convert to (?P<type>\w+)(?P<rest>.*)"
 )
 _CHOICE = re.compile(r"value of (?P<name>\S+) must be one of: (?P<choices>.*), got(?: no match for)?: (?P<value>.*)")
+_WITHIN = re.compile(r" found in '?(?P<parent>\w+(?: -> \w+)*)'?\.?")
+_UNKNOWN = re.compile(r"(?P<names>\S.*?)\. Supported parameters include: (?P<known>.+?)\.?")
 _NUMBER = re.compile(r"\"(?P<value>.*)\" cannot be converted to an? \w+")
 
 
@@ -71,8 +73,9 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
             variable = f"{parent.replace(' -> ', '.')}.{name}" if parent else name
             yield variable, fault(variable, "(unset)", "is required", "Set it; playbooks/secrets.yml generates every secret")
         return
-    error, dummy, parent = error.partition(" found in ")
-    inside = f"{parent.replace(' -> ', '.')}." if parent else ""
+    within = _WITHIN.search(error)
+    inside = f"{within['parent'].replace(' -> ', '.')}." if within else ""
+    error = _WITHIN.sub("", error)
     kind = _TYPE.fullmatch(error)
     if kind:
         given = re.sub(r"<class '(?:ansible\.\S*\.)?_?(\w+)'>", r"\1", kind["given"]).removeprefix("_AnsibleTagged").lower()
@@ -86,6 +89,11 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
     choice = _CHOICE.fullmatch(error)
     if choice:
         yield inside + choice["name"], fault(inside + choice["name"], choice["value"], f"must be one of {choice['choices']}", "Choose one of them")
+        return
+    unknown = _UNKNOWN.fullmatch(error)
+    if unknown:
+        for name in unknown["names"].split(", "):
+            yield name, fault(name, "(not shown)", "is no key of it", f"Remove it, or write one of {unknown['known']}")
         return
     if error.startswith("dictionary requested, could not parse"):
         # does not say of what; the variable's own line does
