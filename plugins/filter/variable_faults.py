@@ -136,11 +136,13 @@ def _unreadable(exc: BaseException) -> tuple[str, str, str]:
         texts += str(cause)
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     if "AnsibleVaultError" in kinds or "decrypt" in texts:
-        return "(vault)", "cannot be decrypted with the vault passwords that were given", "Give the right one with --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE"
+        remedy = "Give the right one with --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE"
+        return "(vault)", "cannot be decrypted with the vault passwords that were given", remedy
     if "RecursionError" in kinds or "ecursi" in texts:
         return "(template)", "its template needs its own value", "Write the value, or give the other variable another name"
     if "TemplateSyntaxError" in kinds or "AnsibleTemplateSyntaxError" in kinds or "yntax error in template" in texts:
-        return "(template)", "has an error of syntax in its template", "Look for a brace, bracket or quote that is missing; text with braces that is no template takes !unsafe"
+        remedy = "Look for a brace, bracket or quote that is missing; text with braces that is no template takes !unsafe"
+        return "(template)", "has an error of syntax in its template", remedy
     if "UndefinedError" in kinds or "AnsibleUndefinedVariable" in kinds:
         return "(undefined)", "uses a variable that is not defined", "Define that one, or give the vault file that holds it"
     return "(template)", "its template cannot be resolved", "Correct it; ansible-inventory --host shows the value as it is written"
@@ -155,7 +157,8 @@ def _host_faults(values: Mapping[str, t.Any], options: Mapping[str, Mapping[str,
             meant = None if _FOREIGN.fullmatch(name) else _misspelt(name, options)
             if meant and meant not in values:
                 # its value may be a secret
-                found.append(fault(name, "(not shown)", "is no variable of this collection, so nothing reads it", f"Write {meant} if that is meant, else rename it"))
+                rule = "is no variable of this collection, so nothing reads it"
+                found.append(fault(name, "(not shown)", rule, f"Write {meant} if that is meant, else rename it"))
             continue
         try:
             value = _resolve(values[name])

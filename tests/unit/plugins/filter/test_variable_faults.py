@@ -71,7 +71,8 @@ def test_what_is_left_to_the_specifications(values):
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("oneapi_prot", "oneapi_port"), ("model_server", "model_servers"), ("image_registeries", "image_registries"), ("data-root", "data_root")]
+    ("name", "meant"),
+    [("oneapi_prot", "oneapi_port"), ("model_server", "model_servers"), ("image_registeries", "image_registries"), ("data-root", "data_root")],
 )
 def test_a_name_that_is_nearly_one_of_ours(name, meant):
     found = look({name: "secret of somebody"})["faults"]
@@ -80,7 +81,7 @@ def test_a_name_that_is_nearly_one_of_ours(name, meant):
     assert look({name: "x", meant: [] if meant == "model_servers" else "1"})["faults"] == []
 
 
-@pytest.mark.parametrize("name", ["oneapi_port_old", "vault_oneapi_root_password", "my_port", "ansible_port", "plan__share", "oneapi__port", "mongodb_backup_dir"])
+@pytest.mark.parametrize("name", ["oneapi_port_old", "vault_oneapi_root_password", "my_port", "ansible_port", "plan__share", "oneapi__port", "mongodb_dir"])
 def test_names_of_others_are_left_alone(name):
     assert look({name: False}) == {"faults": [], "unusable": []}
 
