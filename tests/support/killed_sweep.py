@@ -13,7 +13,7 @@ since, which the report tells apart. The runs are those of the single roles (--t
 
 What is covered adds up in .bench/killed_runs.json; docs/killed-runs.md is written from it.
 
-    killed_sweep.py [--kills N] [--seed N] [--keep]
+    killed_sweep.py [--kills N] [--minutes N] [--seed N] [--keep]
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from lab_hosts import DEFAULT_FASTGPT, DEFAULT_HOSTS, NAME, NET, ROOT, SSH, run_
 
 REPORT = ROOT / ".bench" / "killed_runs.json"
 DOCUMENT = ROOT / "docs" / "killed-runs.md"
-# In the order of the deployment; nothing is a run without --tags. The plan's own tasks change nothing and run in the last one.
-STAGES = ("services,plan", "container_engine", "model_server", "mongodb", "pgvector", "oneapi", "fastgpt", "")
+# Tags in the order of the deployment, none for a whole run, and the most kills in each: with the first, only the data directory is new.
+STAGES: tuple[tuple[str, int], ...] = (
+    ("services", 1), ("container_engine", 1000), ("model_server", 1000), ("mongodb", 1000), ("pgvector", 1000), ("oneapi", 1000), ("fastgpt", 1000), ("", 1000),
+)  # fmt: skip
 HOSTS = {"app-1": f"{NET}.11", "gpu-1": f"{NET}.12"}
 DONE = ("runner_on_ok", "runner_on_failed", "runner_item_on_ok")
 PLACES = "/etc/selfhosted-fastgpt /var/lib/selfhosted-fastgpt /opt/selfhosted-fastgpt /etc/nginx /etc/docker /etc/systemd/system"
@@ -142,8 +144,11 @@ class Killer:
     def end(self, delay: float) -> None:
         """Kill, and record what it counts for."""
         with self.lock:
-            self.kill()
             assert self.after is not None
+            if not self.kill():
+                # the run was quicker
+                self.after = None
+                return
             self.coverage.killed_after.add(self.after)
             self.coverage.killed_within |= set(self.running.values())
             self.at = delay
@@ -202,32 +207,34 @@ def remains() -> list[str]:
     return found
 
 
-def sweep(kills: int, seed: int) -> int:
+def sweep(kills: int, seed: int, minutes: float) -> int:
     coverage, chance = Coverage.load(REPORT), random.Random(seed)
-    started, killed, faults, stages = time.monotonic(), 0, [], list(STAGES)
+    started, killed, faults = time.monotonic(), 0, []
     order = Order()
-    while stages:
-        stage = stages[0]
-        cmdline = f"--tags {stage}" if stage else "--skip-tags verify"
-        killer = Killer(coverage, chance, killed < kills)
+    for stage, most in STAGES:
+        here = 0
+        while True:
+            armed = here < most and killed < kills and time.monotonic() - started < minutes * 60
+            if here == most and stage:
+                break
+            killer = Killer(coverage, chance, armed)
 
-        def follow(event: dict[str, Any], killer: Killer = killer) -> None:
-            killer(event)
-            order(event)
+            def follow(event: dict[str, Any], killer: Killer = killer) -> None:
+                killer(event)
+                order(event)
 
-        run = play("site.yml", "sweep", cmdline, follow)
-        if killer.after is not None and run.rc != 0:
-            killed += 1
+            run = play("site.yml", "sweep", f"--tags {stage}" if stage else "--skip-tags verify", follow)
+            if killer.after is None or run.rc == 0:
+                break
+            killed, here = killed + 1, here + 1
             print(f"kill {killed}: {run.seconds:5.1f} s, {killer.at:.2f} s after {killer.after!r}", flush=True)
             for names in order.hosts.values():
                 looked_only(coverage, names)
             coverage.save(REPORT)
-            continue
-        if run.rc != 0:
+        if run.rc != 0 and here < most:
             print(run.stdout[-6000:])
             faults.append(f"the run of {stage or 'everything'} failed after {killed} kills")
             break
-        stages.pop(0)
     if not faults:
         again = play("site.yml", "sweep-again", "", order)
         if again.rc != 0:
@@ -282,6 +289,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=int(os.environ.get("KILLS") or 1000), help="at most so many, then the run goes to its end")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED") or time.time_ns() % 100000))
+    parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 1000), help="after these, too")
     parser.add_argument("--keep", action="store_true", help="keep the hosts afterwards")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
@@ -289,7 +297,7 @@ def main() -> int:
     lab_hosts.demo.raise_lab(DEFAULT_FASTGPT, NAME, NET, DEFAULT_HOSTS)
     lab_hosts.demo.make_secrets()
     try:
-        return sweep(arguments.kills, arguments.seed)
+        return sweep(arguments.kills, arguments.seed, arguments.minutes)
     finally:
         if not arguments.keep:
             subprocess.run([sys.executable, str(ROOT / "lab" / "lab.py"), "down", "--name", NAME], check=True)
