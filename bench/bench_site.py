@@ -79,7 +79,7 @@ def write_inventory(count: int, net: str) -> pathlib.Path:
 
 def raise_hosts(count: int, name: str, net: str) -> None:
     hosts = dict.fromkeys(host for members in topology(count).values() for host in members)
-    demo.raise_lab(DEFAULT_FASTGPT, name, net, [f"{host}={'bookworm' if host == 'gpu-1' else 'trixie'}={octet(host)}" for host in hosts])
+    demo.raise_lab(DEFAULT_FASTGPT, name, net, [f"{host}={'bookworm' if host in topology(count)['gpu'] else 'trixie'}={octet(host)}" for host in hosts])
     demo.make_secrets()
 
 

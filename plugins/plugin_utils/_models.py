@@ -67,7 +67,8 @@ def _strange(text: str) -> str:
     """Names the first character that nobody sees, or takes for one of ASCII's."""
     for char in text:
         name = unicodedata.name(char, "")
-        if unicodedata.category(char) == "Cf" or (re.search("[A-Za-z0-9]", text) and name.startswith(("CYRILLIC ", "GREEK ", "FULLWIDTH ", "MATHEMATICAL "))):
+        mixed = name.startswith(("CYRILLIC ", "GREEK ")) and re.search("[A-Za-z0-9]", text)
+        if unicodedata.category(char) == "Cf" or name.startswith(("FULLWIDTH ", "MATHEMATICAL ")) or mixed:
             return f" (with U+{ord(char):04X}, {name})"
     return ""
 

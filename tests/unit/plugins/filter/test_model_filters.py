@@ -535,6 +535,7 @@ def test_faults_of_a_list_that_holds_itself():
     [
         ("М3E", '"М3E" (with U+041C, CYRILLIC CAPITAL LETTER EM)'),
         ("８000", '"８000" (with U+FF18, FULLWIDTH DIGIT EIGHT)'),
+        ("８０００", '"８０００" (with U+FF18, FULLWIDTH DIGIT EIGHT)'),
         ("M3E\u200b", '"M3E?" (with U+200B, ZERO WIDTH SPACE)'),
         ("数据", '"数据"'),
         ("模型 M3E", '"模型 M3E"'),

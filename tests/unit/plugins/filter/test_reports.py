@@ -83,6 +83,7 @@ def test_what_two_roles_say_about_one_value_is_told_once():
     plan = 'plan: box: fastgpt_port: "abc": must be a number. Choose another.'
     role = "fastgpt: fastgpt_port: abc: is no TCP port. Choose one."
     assert fault_report({"box": [plan, role]}) == ["Nothing was changed. 1 fault in this inventory:", f"1. [box] {plan}"]
+    assert len(fault_report({"box": [role, plan]})) == 2
     # JSON here, Python's words there
     for json_value, word in (("false", "False"), ("null", "None")):
         assert len(fault_report({"box": [plan.replace('"abc"', json_value), role.replace("abc", word)]})) == 2
