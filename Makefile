@@ -9,7 +9,7 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster bench-modules bench-door bench-models clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster bench-modules bench-door bench-models bench-site killed-runs clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -92,6 +92,12 @@ bench-door: .venv/.done ## what the door costs of a model server's throughput, a
 
 bench-models: .venv/.done ## our model servers beside the way the seed's work, on this CPU, also in .bench/models.json
 	@$(BIN)/python bench/bench_models.py
+
+bench-site: .venv/.done ## site.yml on 1 to 16 lab hosts beside the least that Ansible could do, also in .bench/site.json
+	@$(BIN)/python bench/bench_site.py
+
+killed-runs: .venv/.done ## kill site.yml after each of its tasks in turn (KILLS=n at most, SEED=n), also in docs/killed-runs.md
+	@$(BIN)/python tests/support/killed_sweep.py
 
 clean: ## forget caches and reports, keep the lab
 	rm -rf .demo .bench .ansible .cache .mypy_cache .ruff_cache .pytest_cache tests/output

@@ -59,6 +59,8 @@ _TYPE = re.compile(
     r" and we were unable to convert to (?P<type>\w+)(?P<rest>.*)"
 )
 _CHOICE = re.compile(r"value of (?P<name>\S+) must be one of: (?P<choices>.*), got(?: no match for)?: (?P<value>.*)")
+_WITHIN = re.compile(r" found in '?(?P<parent>\w+(?: -> \w+)*)'?\.?")
+_UNKNOWN = re.compile(r"(?P<names>\S.*?)\. Supported parameters include: (?P<known>.+?)\.?")
 _NUMBER = re.compile(r"\"(?P<value>.*)\" cannot be converted to an? \w+")
 
 
@@ -71,6 +73,9 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
             variable = f"{parent.replace(' -> ', '.')}.{name}" if parent else name
             yield variable, fault(variable, "(unset)", "is required", "Set it; playbooks/secrets.yml generates every secret")
         return
+    within = _WITHIN.search(error)
+    inside = f"{within['parent'].replace(' -> ', '.')}." if within else ""
+    error = _WITHIN.sub("", error)
     kind = _TYPE.fullmatch(error)
     if kind:
         given = re.sub(r"<class '(?:ansible\.\S*\.)?_?(\w+)'>", r"\1", kind["given"]).removeprefix("_AnsibleTagged").lower()
@@ -79,11 +84,16 @@ def _one(error: str) -> Iterable[tuple[str, str]]:
         value = number["value"].strip("'") if number else f"({given})"
         each = "each item " if kind["element"].startswith("Elements") else ""
         rule = f"{each}must be {_TYPES.get(kind['type'], kind['type'])}"
-        yield kind["name"], fault(kind["name"], value, rule, "Correct its type")
+        yield inside + kind["name"], fault(inside + kind["name"], value, rule, "Correct its type")
         return
     choice = _CHOICE.fullmatch(error)
     if choice:
-        yield choice["name"], fault(choice["name"], choice["value"], f"must be one of {choice['choices']}", "Choose one of them")
+        yield inside + choice["name"], fault(inside + choice["name"], choice["value"], f"must be one of {choice['choices']}", "Choose one of them")
+        return
+    unknown = _UNKNOWN.fullmatch(error)
+    if unknown:
+        for name in unknown["names"].split(", "):
+            yield name, fault(name, "(not shown)", "is no key of it", f"Remove it, or write one of {unknown['known']}")
         return
     if error.startswith("dictionary requested, could not parse"):
         # does not say of what; the variable's own line does
@@ -95,7 +105,7 @@ def argument_faults(errors: Sequence[str], rules: Sequence[str] = ()) -> list[st
     found: list[str] = []
     for error in errors:
         for variable, line in _one(" ".join(str(error).split())):
-            if not any(re.search(rf"(^|: ){re.escape(variable)}(: |\[|\.)", rule) for rule in rules):
+            if not any(re.search(rf"(^|: ){re.escape(variable)}(: |\[|\.)", re.sub(r"\[\d+\]\.", ".", rule)) for rule in rules):
                 found.append(line)
     return list(dict.fromkeys([*found, *(str(rule) for rule in rules)]))
 

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
@@ -35,19 +36,26 @@ _value:
 """
 
 
+def _value(text: str) -> str:
+    """A value as it is compared: a filter writes it as JSON, a template as Python."""
+    plain = text.strip('"')
+    return {"True": "true", "False": "false", "None": "null"}.get(plain, plain)
+
+
+def _named(text: str) -> set[tuple[str, str]]:
+    """The variable and its value, with or without the place before them."""
+    parts = text.split(": ", 3)
+    return {(name, _value(value)) for name, value in zip(parts, parts[1:], strict=False) if re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", name)}
+
+
 def _told(fault: str, others: Sequence[str]) -> bool:
     """Whether another role of the same host has named this variable with this value already."""
     role, dummy, text = fault.partition(": ")
-    parts = text.split(": ", 2)
-    if len(parts) < 3:
-        return False
-    variable, value = parts[0], parts[1].strip('"')
+    # one name stands for all hidden values, of which more may be wrong
+    named = {(name, value) for name, value in _named(text) if value != "(hidden)"}
     for other in others:
         other_role, dummy, other_text = other.partition(": ")
-        if other_text == text:
-            return True
-        # one name stands for all hidden values, of which more may be wrong
-        if role != other_role and value != "(hidden)" and any(form in f": {other_text}" for form in (f": {variable}: {value}: ", f': {variable}: "{value}": ')):
+        if other_text == text or (role != other_role and named & _named(other_text)):
             return True
     return False
 

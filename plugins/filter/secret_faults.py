@@ -81,6 +81,12 @@ def _text(value: t.Any) -> str | None:
     return str(value) if type(value).__name__ in ("AnsibleVaultEncryptedUnicode", "EncryptedString") else None
 
 
+def _kind(value: t.Any) -> str:
+    """In words: Ansible's own types have names that say nothing to a user."""
+    kinds = ((bool, "true or false"), ((int, float), "a number"), (Mapping, "a dictionary"), ((list, tuple), "a list"))
+    return next((words for kind, words in kinds if isinstance(value, kind)), f"of the type {type(value).__name__}")
+
+
 def _is_known(text: str) -> bool:
     plain = text.strip()
     return plain.casefold() in _KNOWN or _KNOWN_KEY.fullmatch(plain) is not None or plain == _ONEAPI_UNCHANGED
@@ -149,7 +155,7 @@ def secret_faults(secrets: t.Any, rules: t.Any = None) -> list[str]:
                 if not previous and rule.get("required", True):
                     found.append(fault(name, "(unset)", "is required", _GENERATE))
             elif text is None:
-                found.append(fault(name, _HIDDEN, f"is a {type(item).__name__.lstrip('_')}, not text", "Quote it in YAML"))
+                found.append(fault(name, _HIDDEN, f"is {_kind(item)}, not text", "Quote it in YAML"))
             else:
                 found += _value_faults(name, text, rule, previous)
                 names_by_text.setdefault(text.strip(), []).append(name.removesuffix("_previous"))

@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 import typing as t
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 KINDS = ("chat", "embedding", "rerank")
@@ -56,8 +57,20 @@ def shown(value: t.Any, limit: int = 80) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
     except (TypeError, ValueError, RecursionError):
         text = f"({type(value).__name__})"
-    text = _printable(_USERINFO.sub(r"\1***@", text))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    text = _USERINFO.sub(r"\1***@", text)
+    strange = _strange(text)
+    text = _printable(text)
+    return (text if len(text) <= limit else text[: limit - 3] + "...") + strange
+
+
+def _strange(text: str) -> str:
+    """Names the first character that nobody sees, or takes for one of ASCII's."""
+    for char in text:
+        name = unicodedata.name(char, "")
+        mixed = name.startswith(("CYRILLIC ", "GREEK ")) and re.search("[A-Za-z0-9]", text)
+        if unicodedata.category(char) == "Cf" or name.startswith(("FULLWIDTH ", "MATHEMATICAL ")) or mixed:
+            return f" (with U+{ord(char):04X}, {name})"
+    return ""
 
 
 def _printable(text: str) -> str:
@@ -66,7 +79,7 @@ def _printable(text: str) -> str:
 
 def fault(variable: str, value: str, rule: str, remedy: str, where: str = "") -> str:
     """The one form of a fault, always one line: a variable's name can hold a key of the user's, a rule a value of theirs."""
-    return _printable(": ".join(part for part in (where, variable, value, rule) if part) + f". {remedy}.")
+    return _printable(": ".join(part for part in (where, variable, value, rule) if part) + f". {remedy}" + ("" if remedy.endswith("?") else "."))
 
 
 def nearest(name: t.Any, known: t.Iterable[t.Any]) -> str:

@@ -48,15 +48,18 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_playbook() -> None:
-    """SIGKILL ansible-playbook and its workers, as a crash of the controller would."""
+def kill_playbook() -> int:
+    """SIGKILL ansible-playbook and its workers, as a crash of the controller would; says how many there were."""
+    killed = 0
     for pid in descendants(os.getpid()):
         try:
             name = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"ansible-playbook" in name:
                 os.kill(pid, signal.SIGKILL)
+                killed += 1
         except OSError:
             continue
+    return killed
 
 
 class Watch:

@@ -19,6 +19,7 @@ from ansible_collections.selfhosted.fastgpt.plugins.filter.model_containers impo
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_endpoints import model_endpoints
 from ansible_collections.selfhosted.fastgpt.plugins.filter.model_server_faults import model_server_faults
 from ansible_collections.selfhosted.fastgpt.plugins.filter.oneapi_channels import oneapi_channels
+from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import shown
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -428,7 +429,7 @@ def one(item, **more):
 def test_server_faults(servers, variable, words):
     found = model_server_faults(servers, CARDS, "gpu-1")
     assert len(found) == 1, found
-    assert found[0].startswith(f"gpu-1: {variable}: ") and words in found[0] and found[0].endswith("."), found[0]
+    assert found[0].startswith(f"gpu-1: {variable}: ") and words in found[0] and found[0].endswith((".", "?")), found[0]
 
 
 @pytest.mark.parametrize(
@@ -529,3 +530,19 @@ def test_faults_of_a_list_that_holds_itself():
     servers.append(servers)
     servers[0]["weights"] = servers
     assert len(model_server_faults(servers, CARDS)) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("М3E", '"М3E" (with U+041C, CYRILLIC CAPITAL LETTER EM)'),
+        ("８000", '"８000" (with U+FF18, FULLWIDTH DIGIT EIGHT)'),
+        ("８０００", '"８０００" (with U+FF18, FULLWIDTH DIGIT EIGHT)'),
+        ("M3E\u200b", '"M3E?" (with U+200B, ZERO WIDTH SPACE)'),
+        ("数据", '"数据"'),
+        ("模型 M3E", '"模型 M3E"'),
+        ("модель", '"модель"'),
+    ],
+)
+def test_characters_that_pass_for_others_are_named(value, text):
+    assert shown(value) == text

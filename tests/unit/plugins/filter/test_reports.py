@@ -16,7 +16,7 @@ SPEC = {
     "level": {"type": "str", "choices": ["info", "warn"]},
     "registries": {"type": "dict"},
     "enabled": {"type": "bool"},
-    "users": {"type": "list", "elements": "dict", "options": {"name": {"type": "str", "required": True}}},
+    "users": {"type": "list", "elements": "dict", "options": {"name": {"type": "str", "required": True}, "share": {"type": "float"}}},
 }
 
 
@@ -35,6 +35,11 @@ def errors(**values: object) -> list[str]:
         ({"password": "x", "level": "loud"}, "level: loud: must be one of info, warn. Choose one of them."),
         ({}, "password: (unset): is required. Set it; playbooks/secrets.yml generates every secret."),
         ({"password": "x", "users": [{}]}, "users.name: (unset): is required. Set it; playbooks/secrets.yml generates every secret."),
+        (
+            {"password": "x", "users": [{"name": "a", "colour": 1}]},
+            "users.colour: (not shown): is no key of it. Remove it, or write one of name, share.",
+        ),
+        ({"password": "x", "users": [{"name": "a", "share": "half"}]}, "users.share: (str): must be a number. Correct its type."),
     ],
 )
 def test_an_error_becomes_a_line(values, line):
@@ -45,6 +50,8 @@ def test_the_words_of_the_rules_come_before_those_of_the_specification():
     rule = "port: abc: is no TCP port. Choose one."
     assert argument_faults(errors(password="x", port="abc"), [rule]) == [rule]
     assert argument_faults(errors(password="x", port="abc"), [f"box: {rule}"]) == [f"box: {rule}"]
+    inside = "users[3].share: half: is no share. Choose one."
+    assert argument_faults(errors(password="x", users=[{"name": "a", "share": "half"}]), [inside]) == [inside]
     other = "port_range: abc: is no range. Choose one."
     assert len(argument_faults(errors(password="x", port="abc"), [other])) == 2
 
@@ -76,6 +83,10 @@ def test_what_two_roles_say_about_one_value_is_told_once():
     plan = 'plan: box: fastgpt_port: "abc": must be a number. Choose another.'
     role = "fastgpt: fastgpt_port: abc: is no TCP port. Choose one."
     assert fault_report({"box": [plan, role]}) == ["Nothing was changed. 1 fault in this inventory:", f"1. [box] {plan}"]
+    assert len(fault_report({"box": [role, plan]})) == 2
+    # JSON here, Python's words there
+    for json_value, word in (("false", "False"), ("null", "None")):
+        assert len(fault_report({"box": [plan.replace('"abc"', json_value), role.replace("abc", word)]})) == 2
     # another value is another fault, and so is a second one of the same role
     assert len(fault_report({"box": [plan, "fastgpt: fastgpt_port: 70000: is no TCP port. Choose one."]})) == 3
     assert len(fault_report({"box": [role, "fastgpt: fastgpt_port: abc: is taken. Choose one."]})) == 3
