@@ -271,7 +271,7 @@ class _Inventory:
             if len(gateways) > 1 and not self.data.get("own_cache"):
                 found["oneapi_cache"] = values.get("oneapi_cache_port", 6379)
         if "fastgpt" in found:
-            if len(gateways) > 1:
+            if len(gateways) > 1 or len(self.groups["fastgpt"]) > 1:
                 found["fastgpt_gateway"] = values.get("fastgpt_gateway_port", 8088)
             if len(self.groups["fastgpt"]) > 1:
                 found["fastgpt_peer"] = values.get("fastgpt_peer_port", 8089)
