@@ -67,7 +67,7 @@ def door(host: str) -> tuple[str, int]:
 def call(host: str, method: str, path: str, body: Any = None, token: str = "") -> Any:
     """The data of an answer of FastGPT's API."""
     request = urllib.request.Request(
-        f"http://{HOSTS[host]}:8080/api/{path}", method=method, data=None if body is None else json.dumps(body).encode(),
+        "http://{}:{}/api/{}".format(*door(host), path), method=method, data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json", **({"token": token} if token else {})},
     )  # fmt: skip
     try:
