@@ -413,6 +413,10 @@ def empty_disk(host: str) -> None:
     inside(host, "rm", "-f", "/var/lib/selfhosted-fastgpt/filler", "/var/lib/selfhosted-fastgpt/rest")
 
 
+def power_cut(host: str) -> None:
+    restart_host(NAME, host)
+
+
 def reboot(host: str) -> None:
     """A clean one; the network and the disk stay its own."""
     output(["docker", "stop", "-t", "60", container_name(NAME, host)], timeout=120)
@@ -421,7 +425,7 @@ def reboot(host: str) -> None:
 
 FAULTS = {
     "mongodb-primary": Fault("MongoDB's primary is killed (its process)", lone_primary, lambda host: kill_process(host, "mongodb"), 5, "itself"),
-    "mongodb-primary-host": Fault("the host of MongoDB's primary loses power and boots again", lone_primary, lambda host: restart_host(NAME, host), 0, "itself"),
+    "mongodb-primary-host": Fault("the host of MongoDB's primary loses power and boots again", lone_primary, power_cut, 0, "itself"),
     "model-server": Fault("a chat model server is killed", lambda: "gpu-1", kill_model_server, 5, "itself"),
     "gateway-master": Fault(
         "One-API's master node is stopped", lambda: "gw-1", lambda host: stop_container(host, "one-api"), 20, "site.yml",
