@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import socket
@@ -22,20 +23,22 @@ import pytest
 from services import Service, docker
 from test_one_api_stand_in import PROGRAM
 
+SUPPORT = PROGRAM.parents[3] / "tests" / "support"
 FASTGPT = PROGRAM.parents[1] / "fastgpt" / "fastgpt.py"
 CONFIG = {"llmModels": [{"model": "chat", "maxContext": 4096, "maxResponse": 500, "quoteMaxToken": 2000, "maxTemperature": 1.2}],
           "vectorModels": [{"model": "embed"}]}  # fmt: skip
 
 
 class Models(BaseHTTPRequestHandler):
-    """An embedding that is the same for everything."""
+    """An embedding that is the same for everything, ranks in the order of the question, one word as an answer."""
 
     def log_message(self, *args):
         pass
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        body = json.dumps({"data": [{"embedding": [1.0] * 8}], "choices": [{"message": {"content": "hello"}}]}).encode()
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        ranks = [{"index": index, "relevance_score": 0.5} for index in range(len(asked.get("documents") or []))]
+        body = json.dumps({"data": [{"embedding": [1.0] * 8}], "choices": [{"message": {"content": "hello"}}], "results": ranks}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -45,7 +48,7 @@ class Models(BaseHTTPRequestHandler):
 class FastGpt:
     def __init__(self, directory, **env):
         directory.mkdir()
-        (directory / "config.json").write_text(json.dumps(CONFIG))
+        (directory / "config.json").write_text(json.dumps({**CONFIG, "reRankModels": [{"model": "rank", "requestUrl": env["OPENAI_BASE_URL"] + "/rerank"}]}))
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
@@ -53,6 +56,10 @@ class FastGpt:
                     "FASTGPT_VERSION": "v4.8.9", "TOKEN_KEY": "any", "DEFAULT_ROOT_PSW": "secret", **env}  # fmt: skip
         self.log = (directory / "out").open("a")
         self.start()
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
 
     def start(self):
         self.process = subprocess.Popen([sys.executable, str(FASTGPT)], env=self.env, stdout=self.log, stderr=self.log)
@@ -110,8 +117,7 @@ def two(members, postgres, tmp_path_factory):
     yield made
     models.shutdown()
     for each in made:
-        each.process.kill()
-        each.process.wait()
+        each.stop()
 
 
 def test_a_first_start_of_two_at_once_makes_one_root(two, members):
@@ -147,3 +153,46 @@ def test_an_election_is_waited_out(two, members):
         assert made["code"] == 200, made
     assert time.monotonic() - begin < 40
     docker("start", members[2][primary].name)
+
+
+@pytest.fixture
+def harness(two, tmp_path, monkeypatch):
+    """The scenario's own client, with two instances of this machine as its doors."""
+    monkeypatch.setenv("LAB_SCENARIO", "cluster")
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    for name in ("lab_hosts", "probe", "cluster"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    cluster = importlib.import_module("cluster")
+    ports = dict(zip(cluster.APPS, two, strict=True))
+    monkeypatch.setattr(cluster, "HOSTS", dict.fromkeys(cluster.APPS, "127.0.0.1"))
+    monkeypatch.setattr(cluster, "door", lambda host: ("127.0.0.1", ports[host].port))
+    monkeypatch.setattr(cluster, "vault", lambda: {"fastgpt_root_password": "secret"})
+    monkeypatch.setattr(cluster, "SEED", tmp_path / "seed.json")
+    monkeypatch.setattr(cluster, "CHAT", "chat")
+    monkeypatch.setattr(cluster, "EMBEDDING", "embed")
+    for each in two:
+        each.ready()
+    return cluster
+
+
+def test_the_scenario_s_client_finds_and_misses(harness, two, members):
+    made = harness.seed()
+    assert harness.seed() == made
+    harness.still_there()
+    with harness.Probe([harness.door(host) for host in harness.APPS], harness.ask, every=0.2) as probe:
+        begin = time.monotonic()
+        time.sleep(1.5)
+        probe.settle()
+        assert probe.since(begin).failed == 0 and probe.since(begin).asked >= 5, probe.since(begin)
+        two[1].stop()
+        begin = time.monotonic()
+        time.sleep(1.5)
+        probe.settle()
+        found = probe.since(begin)
+        assert found.moved >= 2 and set(found.faults) <= {"no answer: RemoteDisconnected", "no answer: ConnectionResetError"}, found
+    two[1].start()
+    two[1].ready()
+    # the document without its vector is no answer, and said to be missing
+    members[1]["fastgpt"]["dataset_datas"].delete_many({"q": harness.PASSAGE})
+    with pytest.raises(harness.Wrong, match="not found any more"):
+        harness.still_there()
