@@ -38,7 +38,7 @@ _value:
 
 def _value(text: str) -> str:
     """A value as it is compared: a filter writes it as JSON, a template as Python."""
-    plain = text.strip('"')
+    plain = re.sub(r" \(with U\+[0-9A-F]+, [^)]*\)$", "", text).strip('"')
     return {"True": "true", "False": "false", "None": "null"}.get(plain, plain)
 
 

@@ -32,7 +32,7 @@ PER_RUN = 4
 def changed(case: dict[str, Any]) -> set[str]:
     """The variables and groups that a case changes."""
     names = set(case.get("vars") or {}) | set(yaml.safe_load(case["typed"]) if "typed" in case and "file" not in case else ())
-    return names | ({"model_servers"} if "servers" in case else set()) | ({"groups", "node_address"} if "groups" in case else set())
+    return names | ({"model_servers"} if "servers" in case else set()) | ({"groups", "node_address", "model_servers"} if "groups" in case else set())
 
 
 def lonely(case: dict[str, Any]) -> bool:
