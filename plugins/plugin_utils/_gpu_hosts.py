@@ -519,13 +519,14 @@ def docker_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None =
         _refuse("container_engine_source", source, "must be distro or docker", "Leave it out for distro")
     common = ["iptables"] + (["python3-requests"] if row["manager"] == "apt" else [])
     plan = {"platform": name, "manager": row["manager"], "support": row["support"], "source": source, "repositories": [], "conflicts": []}
+    base = _base(str(wanted["repository"]), "docker", str(wanted["region"]))
+    plan["registry_mirrors"] = list(MIRRORS[str(wanted["region"])]["registry_mirrors"])
     if source == "distro":
         if not row.get("distro_docker"):
             _refuse("container_engine_source", source, f"{row['title']} has no Docker of its own", "Set container_engine_source: docker")
         return plan | {"packages": [*row["distro_docker"], *common]}
     if not row.get("docker"):
         _refuse("container_engine_source", source, f"Docker has no repository for {row['title']}", "Set container_engine_source: distro")
-    base = _base(str(wanted["repository"]), "docker", str(wanted["region"]))
     url = f"{base}/{row['docker']}"
     if row["manager"] == "apt":
         repository = _repository("docker", "apt", url, str(wanted["repository_key"]) or f"{url}/gpg", row["suite"], "stable",
