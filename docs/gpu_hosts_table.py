@@ -57,8 +57,13 @@ def driver_rows() -> list[str]:
         for source in table.SOURCES:
             branch = branch_of(name, source)
             for flavour, devices in DEVICES.items():
-                options = {"source": source, "branch": branch, "module": flavour, "runfile_sha256": SHA,
-                           "runfile": f"NVIDIA-Linux-x86_64-{branch}.0.0.run" if source == "runfile" else ""}  # fmt: skip
+                options = {
+                    "source": source,
+                    "branch": branch,
+                    "module": flavour,
+                    "runfile_sha256": SHA,
+                    "runfile": f"NVIDIA-Linux-x86_64-{branch}.0.0.run" if source == "runfile" else "",
+                }
                 found = gpu_host_packages(host_of(name), "driver", devices, options)
                 if found["fault"]:
                     if source == "distro" and isinstance(row.get("archive"), dict):
@@ -113,8 +118,13 @@ def repository_rows() -> list[str]:
 
 def mirror_rows() -> list[str]:
     lines = ["| what | variable | default | `mirror_region: cn` |", "|---|---|---|---|"]
-    names = {"cuda": "`nvidia_driver_repository`, `cuda_toolkit_repository`", "toolkit": "`nvidia_container_toolkit_repository`", "docker": "`container_engine_repository`",
-             "debian": "`nvidia_driver_debian_mirror`", "registry_mirrors": "`container_engine_registry_mirrors`"}  # fmt: skip
+    names = {
+        "cuda": "`nvidia_driver_repository`, `cuda_toolkit_repository`",
+        "toolkit": "`nvidia_container_toolkit_repository`",
+        "docker": "`container_engine_repository`",
+        "debian": "`nvidia_driver_debian_mirror`",
+        "registry_mirrors": "`container_engine_registry_mirrors`",
+    }
     for key, variable in names.items():
         urls = [[region[key]] if isinstance(region[key], str) else region[key] for region in table.MIRRORS.values()]
         cells = [", ".join(f"`{url}`" for url in found) or "none" for found in urls]
@@ -123,9 +133,33 @@ def mirror_rows() -> list[str]:
 
 
 def section() -> str:
-    parts = [BEGIN, "", "### Driver", "", *driver_rows(), "", "### Driver without the parts of a desktop", "",
-             "`nvidia_driver_variant: compute`. From branch 590 on Ubuntu's names lose the branch.", "", *compute_rows(), "", "### Branches", "", *branch_rows(), "",
-             "### Repositories", "", *repository_rows(), "", "### Mirrors", "", *mirror_rows(), "", END]  # fmt: skip
+    parts = [
+        BEGIN,
+        "",
+        "### Driver",
+        "",
+        *driver_rows(),
+        "",
+        "### Driver without the parts of a desktop",
+        "",
+        "`nvidia_driver_variant: compute`. From branch 590 on Ubuntu's names lose the branch.",
+        "",
+        *compute_rows(),
+        "",
+        "### Branches",
+        "",
+        *branch_rows(),
+        "",
+        "### Repositories",
+        "",
+        *repository_rows(),
+        "",
+        "### Mirrors",
+        "",
+        *mirror_rows(),
+        "",
+        END,
+    ]
     return "\n".join(parts)
 
 

@@ -18,8 +18,8 @@ positional: _input, what
 options:
   _input:
     description:
-      - The host, with C(distribution), C(version) and C(architecture) as Ansible's facts name them, C(kernel) as C(uname -r) says it, and C(python), the version of
-        the interpreter, where that is to be checked.
+      - The host, with C(distribution), C(version) and C(architecture) as Ansible's facts name them, C(kernel) as C(uname -r) says it, and C(python), the version
+        of the interpreter, where that is to be checked.
     type: dict
     required: true
   what:
@@ -28,7 +28,8 @@ options:
     required: true
     choices: [driver, toolkit, cuda, docker]
   device_ids:
-    description: PCI device ids of the host's GPUs, as M(selfhosted.fastgpt.gpu_facts) returns them. They decide between the open and the proprietary kernel module.
+    description:
+      - PCI device ids of the host's GPUs, as M(selfhosted.fastgpt.gpu_facts) returns them. They decide between the open and the proprietary kernel module.
     type: list
     elements: str
     default: []
@@ -85,9 +86,7 @@ def _number(device_id: t.Any) -> int:
     return device_id if isinstance(device_id, int) else int(str(device_id), 16)
 
 
-def gpu_host_packages(
-    host: Mapping[str, t.Any], what: str, device_ids: Sequence[t.Any] = (), options: Mapping[str, t.Any] | None = None
-) -> dict[str, t.Any]:
+def gpu_host_packages(host: Mapping[str, t.Any], what: str, device_ids: Sequence[t.Any] = (), options: Mapping[str, t.Any] | None = None) -> dict[str, t.Any]:
     if what not in PLANS:
         raise AnsibleFilterError(f"gpu_host_packages: {what!r}: must be one of {', '.join(PLANS)}")
     try:

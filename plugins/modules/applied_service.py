@@ -132,7 +132,8 @@ def by_script(module: AnsibleModule) -> NoReturn:
     if params["validate"]:
         rc, out, err = module.run_command(params["validate"])
         if rc != 0:
-            module.fail_json(msg="%s is left as it runs, since its configuration is refused by `%s`: %s" % (name, " ".join(params["validate"]), (err or out).strip()))
+            module.fail_json(msg="%s is left as it runs, since its configuration is refused by `%s`: %s" % (
+                name, " ".join(params["validate"]), (err or out).strip()))
     rc, out, err = module.run_command([service, name, actions[0]])
     if rc != 0:
         module.fail_json(msg="service %s %s failed: %s" % (name, actions[0], (err or out).strip()))

@@ -54,8 +54,11 @@ def _build_problem(plan: Mapping[str, t.Any], kernel: str, dkms: Sequence[str]) 
     if any("built" in line or "BAD" in line or "rror" in line for line in here):
         return f"dkms built it for {kernel} and did not install it ({here[0]}). See {logs}, then run: dkms autoinstall -k {kernel}"
     if own:
-        return (f"dkms knows the source and has no module for the running kernel {kernel} ({own[0]}). Either its headers are missing ({headers}), which is no fault "
-                f"for apt and dnf, or the compiler failed ({logs}). Install the headers, or upgrade the kernel and reboot, then run: dkms autoinstall -k {kernel}")  # fmt: skip
+        return (
+            f"dkms knows the source and has no module for the running kernel {kernel} ({own[0]}). Either its headers are missing ({headers}), which is no "
+            "fault "
+            f"for apt and dnf, or the compiler failed ({logs}). Install the headers, or upgrade the kernel and reboot, then run: dkms autoinstall -k {kernel}"
+        )
     return f"dkms knows no module of NVIDIA's. Look at the output of the installation, install {headers or 'the headers'}, then run again"
 
 
@@ -83,10 +86,15 @@ def driver_state(text: str, plan: Mapping[str, t.Any], options: Mapping[str, t.A
     if runfile and built != runfile["version"]:
         missing.append(f"NVIDIA-Linux {runfile['version']}")
     # the toolkit's names begin as the driver's do; its version is another
-    ours = [name for name, (version, _held) in installed.items()
-            if any(fnmatch.fnmatch(name, pattern) for pattern in plan.get("holds", [])) and (fnmatch.fnmatch(version, glob) or not checked)]  # fmt: skip
+    ours = [
+        name
+        for name, (version, _held) in installed.items()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in plan.get("holds", [])) and (fnmatch.fnmatch(version, glob) or not checked)
+    ]
     unheld = sorted(name for name in ours if not installed[name][1]) if wanted["hold"] else []
-    foreign = sorted(name for name in installed if re.match(r"(nvidia-(driver|kernel|dkms|open|headless|utils)|cuda-drivers|kmod-nvidia|linux-modules-nvidia)", name))
+    foreign = sorted(
+        name for name in installed if re.match(r"(nvidia-(driver|kernel|dkms|open|headless|utils)|cuda-drivers|kmod-nvidia|linux-modules-nvidia)", name)
+    )
     if look.get("uninstaller") and not runfile:
         foreign.append(look["uninstaller"][0])
 
@@ -104,24 +112,51 @@ def driver_state(text: str, plan: Mapping[str, t.Any], options: Mapping[str, t.A
         elif not wanted["reboot"]:
             blocked = "nvidia_driver_reboot is false. Reboot the host, then run again"
         elif containers and not wanted["over_containers"]:
-            blocked = (f"containers run here: {', '.join(containers[:8])}. Stop them or move them away, or accept their restart with "
-                       "nvidia_driver_reboot_over_containers: true, then run again")  # fmt: skip
+            blocked = (
+                f"containers run here: {', '.join(containers[:8])}. Stop them or move them away, or accept their restart with "
+                "nvidia_driver_reboot_over_containers: true, then run again"
+            )
 
     secure_boot_fault = ""
     if first.get("secure_boot") == "enabled" and wanted["secure_boot"] == "refuse" and not plan.get("signed", False):
-        signed = "nvidia_driver_source: distro, whose modules Canonical signs" if str(plan.get("platform", "")).startswith("ubuntu") else (
-            "nvidia_driver_secure_boot: ignore, where the kernel loads unsigned modules all the same")  # fmt: skip
-        secure_boot_fault = fault("nvidia_driver_secure_boot", "refuse", "Secure Boot is on, so that the kernel refuses a module which this host builds itself",
-                                  "Three ways out: switch Secure Boot off in the firmware; nvidia_driver_secure_boot: mok, then enrol the key at the console as the run "
-                                  f"says; or {signed}")  # fmt: skip
+        signed = (
+            "nvidia_driver_source: distro, whose modules Canonical signs"
+            if str(plan.get("platform", "")).startswith("ubuntu")
+            else ("nvidia_driver_secure_boot: ignore, where the kernel loads unsigned modules all the same")
+        )
+        secure_boot_fault = fault(
+            "nvidia_driver_secure_boot",
+            "refuse",
+            "Secure Boot is on, so that the kernel refuses a module which this host builds itself",
+            "Three ways out: switch Secure Boot off in the firmware; nvidia_driver_secure_boot: mok, then enrol the key at the console as the run "
+            f"says; or {signed}",
+        )
     mok_key = "/var/lib/shim-signed/mok/MOK.der" if str(plan.get("platform", "")).startswith("ubuntu") else "/var/lib/dkms/mok.pub"
     return {
-        "kernel": kernel, "managed": bool(mark), "mark": mark, "loaded": loaded, "built": built, "installed": {name: version for name, (version, _held) in installed.items()},
-        "missing": missing, "wrong": wrong, "unheld": unheld, "foreign": foreign, "containers": containers, "nouveau": "nouveau" in first,
-        "build_problem": "" if built or not plan.get("packages") else _build_problem(plan, kernel, look.get("dkms", [])) if plan.get("dkms", True)
-        else f"modinfo finds no module for the running kernel {kernel}: the distribution's are for {', '.join(plan['packages'][-1:])}. Boot such a kernel, then run again",
-        "initramfs_stale": first.get("initramfs") == "stale", "reboot_reasons": reasons, "reboot_blocked": blocked,
-        "secure_boot": first.get("secure_boot", "none"), "secure_boot_fault": secure_boot_fault,
+        "kernel": kernel,
+        "managed": bool(mark),
+        "mark": mark,
+        "loaded": loaded,
+        "built": built,
+        "installed": {name: version for name, (version, _held) in installed.items()},
+        "missing": missing,
+        "wrong": wrong,
+        "unheld": unheld,
+        "foreign": foreign,
+        "containers": containers,
+        "nouveau": "nouveau" in first,
+        "build_problem": ""
+        if built or not plan.get("packages")
+        else _build_problem(plan, kernel, look.get("dkms", []))
+        if plan.get("dkms", True)
+        else f"modinfo finds no module for the running kernel {kernel}: the distribution's are for {', '.join(plan['packages'][-1:])}. "
+        "Boot such a kernel, then run again",
+        "initramfs_stale": first.get("initramfs") == "stale",
+        "reboot_reasons": reasons,
+        "reboot_blocked": blocked,
+        "secure_boot": first.get("secure_boot", "none"),
+        "secure_boot_fault": secure_boot_fault,
         "mok_hint": f"mokutil --import {mok_key}" if first.get("secure_boot") == "enabled" and wanted["secure_boot"] == "mok" else "",
-        "persistenced": "persistenced" in first, "nvswitch": "nvswitch" in first,
-    }  # fmt: skip
+        "persistenced": "persistenced" in first,
+        "nvswitch": "nvswitch" in first,
+    }

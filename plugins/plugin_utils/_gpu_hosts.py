@@ -151,8 +151,8 @@ TOOLKIT_PACKAGES = ("nvidia-container-toolkit", "nvidia-container-toolkit-base",
 DOCKER_PACKAGES = ("docker-ce", "docker-ce-cli", "containerd.io")
 
 # What a hold or a pin of ours is about. The toolkit shares the prefix and has versions of its own.
-DRIVER_NAMES = ("nvidia-*", "libnvidia-*", "cuda-drivers*", "cuda-compat*", "libcuda1*", "libcudadebugger1*", "xserver-xorg-video-nvidia*", "firmware-nvidia-gsp*",
-                "libnvcuvid1*", "libnvoptix1*", "kmod-nvidia-*")  # fmt: skip
+DRIVER_NAMES = ("nvidia-*", "libnvidia-*", "cuda-drivers*", "cuda-compat*", "libcuda1*", "libcudadebugger1*", "xserver-xorg-video-nvidia*",
+                "firmware-nvidia-gsp*", "libnvcuvid1*", "libnvoptix1*", "kmod-nvidia-*")  # fmt: skip
 UNATTENDED = ("nvidia-", "libnvidia-", "cuda-", "linux-modules-nvidia-")
 
 
@@ -184,16 +184,24 @@ def _platform(host: Mapping[str, t.Any]) -> tuple[str, dict[str, t.Any]]:
     name = platform_of(distribution, version)
     if name is None:
         known = ", ".join(row["title"] for row in PLATFORMS.values())
-        _refuse("ansible_distribution", f"({distribution or 'unknown'} {version})".replace(" )", ")"), f"is none of {known}",
-                "Use one of these, or install by hand: a driver, a toolkit or a Docker that works is used as it is")  # fmt: skip
+        _refuse(
+            "ansible_distribution",
+            f"({distribution or 'unknown'} {version})".replace(" )", ")"),
+            f"is none of {known}",
+            "Use one of these, or install by hand: a driver, a toolkit or a Docker that works is used as it is",
+        )
     row = PLATFORMS[name]
     architecture = str(host.get("architecture") or "")
     if architecture not in ("x86_64", "aarch64"):
         _refuse("ansible_architecture", architecture, "there are packages for x86_64 and aarch64 only", "Use another host")
     python = [int(part) for part in re.findall(r"\d+", str(host.get("python") or ""))[:2]]
     if python and python < [3, 8]:
-        _refuse("ansible_python_version", str(host.get("python")), "is too old for this release of Ansible, which asks for Python 3.8 or newer on the host",
-                "Install one and name it: ansible -m raw -b -a 'dnf -y install python3.11', then ansible_python_interpreter: /usr/bin/python3.11")  # fmt: skip
+        _refuse(
+            "ansible_python_version",
+            str(host.get("python")),
+            "is too old for this release of Ansible, which asks for Python 3.8 or newer on the host",
+            "Install one and name it: ansible -m raw -b -a 'dnf -y install python3.11', then ansible_python_interpreter: /usr/bin/python3.11",
+        )
     return name, row
 
 
@@ -227,8 +235,12 @@ def flavour_of(device_ids: Sequence[int], branch: str, wanted: str = "auto") -> 
     """Open or proprietary kernel module. Raises where no module of the branch drives all of these GPUs."""
     if branch not in BRANCHES:
         first_number = re.match(r"(\d{3})\b", branch)
-        hint = f"write the branch alone: {first_number.group(1)}" if first_number and first_number.group(1) in BRANCHES else f"choose from: {', '.join(BRANCHES)}"
-        _refuse("nvidia_driver_branch", branch, "is no driver branch that this release knows; a branch is the first number of a version", f"Leave it out, or {hint}")
+        hint = (
+            f"write the branch alone: {first_number.group(1)}" if first_number and first_number.group(1) in BRANCHES else f"choose from: {', '.join(BRANCHES)}"
+        )
+        _refuse(
+            "nvidia_driver_branch", branch, "is no driver branch that this release knows; a branch is the first number of a version", f"Leave it out, or {hint}"
+        )
     row = BRANCHES[branch]
     if wanted not in ("auto", *FLAVOURS):
         _refuse("nvidia_driver_module", wanted, "must be auto, open or proprietary", "Leave it out for auto")
@@ -237,15 +249,23 @@ def flavour_of(device_ids: Sequence[int], branch: str, wanted: str = "auto") -> 
     too_new = [device_id for device_id, has in capabilities.items() if has > row["last"]]
     if too_old:
         works = [name for name, other in BRANCHES.items() if all(has >= other["first"] for has in capabilities.values()) and not too_new]
-        remedy = f"Set nvidia_driver_branch: {DEFAULT_BRANCH if DEFAULT_BRANCH in works else works[-1]}" if works else "Take the GPU out: no branch that is kept drives it"
+        remedy = (
+            f"Set nvidia_driver_branch: {DEFAULT_BRANCH if DEFAULT_BRANCH in works else works[-1]}"
+            if works
+            else "Take the GPU out: no branch that is kept drives it"
+        )
         _refuse("nvidia_driver_branch", branch, f"does not drive {', '.join(map(_device, too_old))}", remedy)
     if too_new:
         _refuse("nvidia_driver_branch", branch, f"is older than {', '.join(map(_device, too_new))}", f"Set nvidia_driver_branch: {DEFAULT_BRANCH}")
     closed_only = [device_id for device_id, has in capabilities.items() if has < TURING]
     open_only = [device_id for device_id, has in capabilities.items() if has >= BLACKWELL or device_id in GRACE_HOPPER_IDS]
     if closed_only and open_only:
-        _refuse("nvidia_driver_module", wanted, f"{', '.join(map(_device, closed_only))} need the proprietary kernel module, "
-                f"{', '.join(map(_device, open_only))} the open one, and a host has one", "Move one of them to another host")  # fmt: skip
+        _refuse(
+            "nvidia_driver_module",
+            wanted,
+            f"{', '.join(map(_device, closed_only))} need the proprietary kernel module, {', '.join(map(_device, open_only))} the open one, and a host has one",
+            "Move one of them to another host",
+        )
     if wanted == "open" and closed_only:
         _refuse("nvidia_driver_module", wanted, f"the open module drives Turing and newer, not {', '.join(map(_device, closed_only))}", "Leave it out for auto")
     if wanted == "proprietary" and open_only:
@@ -253,7 +273,9 @@ def flavour_of(device_ids: Sequence[int], branch: str, wanted: str = "auto") -> 
     flavour = wanted if wanted != "auto" else "proprietary" if closed_only else "open"
     if flavour not in row["flavours"]:
         last = [name for name, other in BRANCHES.items() if flavour in other["flavours"]][-1]
-        _refuse("nvidia_driver_module", wanted, f"branch {branch} has no {flavour} module", f"Leave it out for auto, or set nvidia_driver_branch to {last} or older")
+        _refuse(
+            "nvidia_driver_module", wanted, f"branch {branch} has no {flavour} module", f"Leave it out for auto, or set nvidia_driver_branch to {last} or older"
+        )
     return flavour
 
 
@@ -300,8 +322,18 @@ def _nvidia_dnf(flavour: str, variant: str) -> list[str]:
 
 def _repository(name: str, manager: str, url: str, key: str, suites: str = "/", components: str = "", **more: t.Any) -> dict[str, t.Any]:
     """`conflicts` are parts of URLs: the same repository in somebody else's list, with another key, stops apt altogether."""
-    return {"name": f"selfhosted-fastgpt-{name}", "manager": manager, "url": url, "suites": suites, "components": components, "key": key,
-            "conflicts": [], "obsolete": [], "same_signature": False, **more}  # fmt: skip
+    return {
+        "name": f"selfhosted-fastgpt-{name}",
+        "manager": manager,
+        "url": url,
+        "suites": suites,
+        "components": components,
+        "key": key,
+        "conflicts": [],
+        "obsolete": [],
+        "same_signature": False,
+        **more,
+    }
 
 
 def cuda_repository(host: Mapping[str, t.Any], base: str = "", key: str = "", region: str = "") -> dict[str, t.Any]:
@@ -314,8 +346,13 @@ def cuda_repository(host: Mapping[str, t.Any], base: str = "", key: str = "", re
     folder = f"{row['cuda']}/{architecture}"
     base = _base(base, "cuda", region)
     url = base if base.startswith("file:") else f"{base}/{folder}"
-    return _repository("cuda", row["manager"], url, key or f"{url}/{CUDA_KEYS[row['manager']]}",
-                       conflicts=[f"/compute/cuda/repos/{row['cuda']}/", "/nvidia-cuda/", "/var/cuda-repo-", "/var/nvidia-driver-local-repo-"])  # fmt: skip
+    return _repository(
+        "cuda",
+        row["manager"],
+        url,
+        key or f"{url}/{CUDA_KEYS[row['manager']]}",
+        conflicts=[f"/compute/cuda/repos/{row['cuda']}/", "/nvidia-cuda/", "/var/cuda-repo-", "/var/nvidia-driver-local-repo-"],
+    )
 
 
 def toolkit_repository(host: Mapping[str, t.Any], base: str = "", key: str = "", region: str = "") -> dict[str, t.Any]:
@@ -327,8 +364,16 @@ def toolkit_repository(host: Mapping[str, t.Any], base: str = "", key: str = "",
         url = base if base.startswith("file:") else f"{base}/stable/deb/{_deb_architecture(architecture)}"
     else:
         url = base if base.startswith("file:") else f"{base}/stable/rpm/{architecture}"
-    return _repository("nvidia-container-toolkit", row["manager"], url, key or f"{base}/gpgkey", obsolete=list(OBSOLETE_TOOLKIT),
-                       conflicts=["/libnvidia-container/", "/nvidia-docker/", "/nvidia-container-runtime/"], repo_gpgcheck=True, gpgcheck=False)  # fmt: skip
+    return _repository(
+        "nvidia-container-toolkit",
+        row["manager"],
+        url,
+        key or f"{base}/gpgkey",
+        obsolete=list(OBSOLETE_TOOLKIT),
+        conflicts=["/libnvidia-container/", "/nvidia-docker/", "/nvidia-container-runtime/"],
+        repo_gpgcheck=True,
+        gpgcheck=False,
+    )
 
 
 def _source(name: str, row: Mapping[str, t.Any], source: str) -> str:
@@ -345,8 +390,21 @@ def _source(name: str, row: Mapping[str, t.Any], source: str) -> str:
 
 def driver_plan(host: Mapping[str, t.Any], device_ids: Sequence[int] = (), options: Mapping[str, t.Any] | None = None) -> dict[str, t.Any]:
     """Everything that follows for the driver of a host. Raises Refusal."""
-    wanted = {"source": "auto", "branch": DEFAULT_BRANCH, "module": "auto", "variant": "full", "secure_boot": "refuse", "repository": "", "repository_key": "",
-              "region": "", "runfile": "", "runfile_sha256": "", "debian_mirror": "", "nvswitch": False, **(options or {})}  # fmt: skip
+    wanted = {
+        "source": "auto",
+        "branch": DEFAULT_BRANCH,
+        "module": "auto",
+        "variant": "full",
+        "secure_boot": "refuse",
+        "repository": "",
+        "repository_key": "",
+        "region": "",
+        "runfile": "",
+        "runfile_sha256": "",
+        "debian_mirror": "",
+        "nvswitch": False,
+        **(options or {}),
+    }
     name, row = _platform(host)
     source = _source(name, row, str(wanted["source"]))
     branch = str(wanted["branch"])
@@ -356,20 +414,36 @@ def driver_plan(host: Mapping[str, t.Any], device_ids: Sequence[int] = (), optio
     if isinstance(archive, Mapping):
         own = next(iter(archive.values()))["branch"]
         if branch != own:
-            _refuse("nvidia_driver_branch", branch, f"{row['title']}'s own archive has branch {own} only", f"Set nvidia_driver_branch: {own}, or nvidia_driver_source: nvidia")
+            _refuse(
+                "nvidia_driver_branch",
+                branch,
+                f"{row['title']}'s own archive has branch {own} only",
+                f"Set nvidia_driver_branch: {own}, or nvidia_driver_source: nvidia",
+            )
     flavour = flavour_of(device_ids, branch, str(wanted["module"]))
     if isinstance(archive, Mapping) and flavour not in archive:
         if wanted["module"] != "auto" or any(_capability(device_id) >= BLACKWELL for device_id in device_ids):
-            _refuse("nvidia_driver_module", wanted["module"], f"{row['title']}'s own archive has no {flavour} module that can be installed beside its driver",
-                    "Set nvidia_driver_module: proprietary, or nvidia_driver_source: nvidia")  # fmt: skip
+            _refuse(
+                "nvidia_driver_module",
+                wanted["module"],
+                f"{row['title']}'s own archive has no {flavour} module that can be installed beside its driver",
+                "Set nvidia_driver_module: proprietary, or nvidia_driver_source: nvidia",
+            )
         flavour = flavour_of(device_ids, branch, next(iter(archive)))
     architecture = str(host["architecture"])
     if source == "nvidia":
-        for bound, wrong, word in (("newest", int(branch) > int(row.get("newest", branch)), "ends"), ("oldest", int(branch) < int(row.get("oldest", branch)), "begins")):
+        for bound, wrong, word in (
+            ("newest", int(branch) > int(row.get("newest", branch)), "ends"),
+            ("oldest", int(branch) < int(row.get("oldest", branch)), "begins"),
+        ):
             if wrong:
                 other = f", or nvidia_driver_source: distro for {branch}" if row.get("archive") else ""
-                _refuse("nvidia_driver_branch", branch, f"NVIDIA's repository for {row['title']} {word} with {row[bound]}",
-                        f"Set nvidia_driver_branch: {row[bound] if bound == 'oldest' else '570'}{other}")  # fmt: skip
+                _refuse(
+                    "nvidia_driver_branch",
+                    branch,
+                    f"NVIDIA's repository for {row['title']} {word} with {row[bound]}",
+                    f"Set nvidia_driver_branch: {row[bound] if bound == 'oldest' else '570'}{other}",
+                )
 
     warnings = []
     if row["support"] not in (LAB,):
@@ -378,13 +452,29 @@ def driver_plan(host: Mapping[str, t.Any], device_ids: Sequence[int] = (), optio
         warnings.append(f"branch {branch}: {BRANCHES[branch]['standing']}")
 
     plan: dict[str, t.Any] = {
-        "platform": name, "support": row["support"], "manager": row["manager"], "source": source, "branch": branch, "flavour": flavour,
-        "repositories": [], "prerequisites": [], "extra_repository": "", "packages": [], "headers": [], "pin": {"kind": "none"},
-        "signed": False, "dkms": True, "module_names": ["nvidia"], "version_glob": f"{branch}.*",
-        "holds": list(DRIVER_NAMES), "unattended": list(UNATTENDED), "fabric": [], "warnings": warnings,
+        "platform": name,
+        "support": row["support"],
+        "manager": row["manager"],
+        "source": source,
+        "branch": branch,
+        "flavour": flavour,
+        "repositories": [],
+        "prerequisites": [],
+        "extra_repository": "",
+        "packages": [],
+        "headers": [],
+        "pin": {"kind": "none"},
+        "signed": False,
+        "dkms": True,
+        "module_names": ["nvidia"],
+        "version_glob": f"{branch}.*",
+        "holds": list(DRIVER_NAMES),
+        "unattended": list(UNATTENDED),
+        "fabric": [],
+        "warnings": warnings,
         "initramfs": {"apt": "update-initramfs -u -k all", "dnf": "dracut --force --regenerate-all"}[row["manager"]],
         "runfile": {},
-    }  # fmt: skip
+    }
     plan["headers"] = headers_of(name, str(host.get("kernel") or "")) if host.get("kernel") else []
 
     if source == "runfile":
@@ -395,8 +485,11 @@ def driver_plan(host: Mapping[str, t.Any], device_ids: Sequence[int] = (), optio
         suffix = "-open" if flavour == "open" else ""
         kind = next((kind for kind in sorted(UBUNTU_KERNELS, key=len, reverse=True) if str(host.get("kernel") or "").endswith("-" + kind)), "generic")
         hwe = str(host.get("kernel") or "") and row.get("kernel") and kind == "generic" and not str(host["kernel"]).startswith(row["kernel"] + ".")
-        plan["packages"] = [f"nvidia-headless-no-dkms-{branch}-server{suffix}", f"nvidia-utils-{branch}-server",
-                            f"linux-modules-nvidia-{branch}-server{suffix}-{kind}" + (f"-hwe-{row['version']}" if hwe else "")]  # fmt: skip
+        plan["packages"] = [
+            f"nvidia-headless-no-dkms-{branch}-server{suffix}",
+            f"nvidia-utils-{branch}-server",
+            f"linux-modules-nvidia-{branch}-server{suffix}-{kind}" + (f"-hwe-{row['version']}" if hwe else ""),
+        ]
         # built and signed by Canonical: no compiler, no headers, and Secure Boot takes them
         plan |= {"signed": True, "dkms": False, "headers": [], "pin": {"kind": "name", "branch": branch}}
     elif source == "distro":
@@ -451,14 +544,28 @@ def _pin(kind: str, branch: str, flavour: str) -> dict[str, t.Any]:
 def _runfile(architecture: str, branch: str, flavour: str, where: str, digest: str) -> dict[str, t.Any]:
     found = re.search(r"NVIDIA-Linux-(x86_64|aarch64)-(\d{3}(?:\.\d+){1,2})\.run$", where)
     if not found:
-        _refuse("nvidia_driver_runfile", where, "must be the URL, or the path on the host, of NVIDIA-Linux-<architecture>-<version>.run",
-                "Name it, such as https://us.download.nvidia.com/tesla/580.173.02/NVIDIA-Linux-x86_64-580.173.02.run, with nvidia_driver_runfile_sha256")  # fmt: skip
+        _refuse(
+            "nvidia_driver_runfile",
+            where,
+            "must be the URL, or the path on the host, of NVIDIA-Linux-<architecture>-<version>.run",
+            "Name it, such as https://us.download.nvidia.com/tesla/580.173.02/NVIDIA-Linux-x86_64-580.173.02.run, with nvidia_driver_runfile_sha256",
+        )
     if found.group(1) != architecture:
         _refuse("nvidia_driver_runfile", where, f"is for another machine than this one, {architecture}", "Name the one for this architecture")
     if found.group(2).partition(".")[0] != branch:
-        _refuse("nvidia_driver_runfile", where, f"is not of the branch {branch}", f"Set nvidia_driver_branch: {shown(found.group(2).partition('.')[0])}, or name another file")
+        _refuse(
+            "nvidia_driver_runfile",
+            where,
+            f"is not of the branch {branch}",
+            f"Set nvidia_driver_branch: {shown(found.group(2).partition('.')[0])}, or name another file",
+        )
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        _refuse("nvidia_driver_runfile_sha256", digest, "must be the SHA-256 of the file, 64 small hexadecimal digits", "Set it: what runs as root has to be what was meant")
+        _refuse(
+            "nvidia_driver_runfile_sha256",
+            digest,
+            "must be the SHA-256 of the file, 64 small hexadecimal digits",
+            "Set it: what runs as root has to be what was meant",
+        )
     return {"where": where, "sha256": digest, "version": found.group(2), "arguments": ["--silent", "--dkms", f"--kernel-module-type={flavour}"]}
 
 
@@ -488,10 +595,21 @@ def toolkit_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None 
     if not re.fullmatch(r"\d+\.\d+\.\d+-\d+", version):
         _refuse("nvidia_container_toolkit_version", version, "must be a whole version of the packages", "Write it as 1.20.0-1")
     if [int(part) for part in re.findall(r"\d+", version)[:2]] < [1, 18]:
-        _refuse("nvidia_container_toolkit_version", version, "does not keep its CDI specification up to date by itself, which begins with 1.18", "Set 1.18.0-1 or newer")
+        _refuse(
+            "nvidia_container_toolkit_version",
+            version,
+            "does not keep its CDI specification up to date by itself, which begins with 1.18",
+            "Set 1.18.0-1 or newer",
+        )
     joint = "=" if row["manager"] == "apt" else "-"
-    return {"platform": name, "manager": row["manager"], "version": version, "names": list(TOOLKIT_PACKAGES), "packages": [f"{package}{joint}{version}" for package in TOOLKIT_PACKAGES],
-            "repositories": [toolkit_repository(host, str(wanted["repository"]), str(wanted["repository_key"]), str(wanted["region"]))]}  # fmt: skip
+    return {
+        "platform": name,
+        "manager": row["manager"],
+        "version": version,
+        "names": list(TOOLKIT_PACKAGES),
+        "packages": [f"{package}{joint}{version}" for package in TOOLKIT_PACKAGES],
+        "repositories": [toolkit_repository(host, str(wanted["repository"]), str(wanted["repository_key"]), str(wanted["region"]))],
+    }
 
 
 def cuda_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None = None) -> dict[str, t.Any]:
@@ -504,10 +622,20 @@ def cuda_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None = N
     if int(found.group(1)) >= 13:
         old = [text for text in wanted["capabilities"] if tuple(map(int, str(text).split("."))) < TURING]
         if old:
-            _refuse("cuda_toolkit_version", wanted["version"], f"CUDA 13 compiles nothing for the compute capability {', '.join(map(str, old))} of this host", 'Set "12.8"')
-    return {"platform": name, "manager": row["manager"], "packages": [f"cuda-toolkit-{found.group(1)}-{found.group(2)}"], "path": f"/usr/local/cuda-{found.group(0)}",
-            "library_path": f"/usr/local/cuda-{found.group(0)}/lib64",
-            "repositories": [cuda_repository(host, str(wanted["repository"]), str(wanted["repository_key"]), str(wanted["region"]))]}  # fmt: skip
+            _refuse(
+                "cuda_toolkit_version",
+                wanted["version"],
+                f"CUDA 13 compiles nothing for the compute capability {', '.join(map(str, old))} of this host",
+                'Set "12.8"',
+            )
+    return {
+        "platform": name,
+        "manager": row["manager"],
+        "packages": [f"cuda-toolkit-{found.group(1)}-{found.group(2)}"],
+        "path": f"/usr/local/cuda-{found.group(0)}",
+        "library_path": f"/usr/local/cuda-{found.group(0)}/lib64",
+        "repositories": [cuda_repository(host, str(wanted["repository"]), str(wanted["repository_key"]), str(wanted["region"]))],
+    }
 
 
 def docker_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None = None) -> dict[str, t.Any]:
@@ -529,8 +657,15 @@ def docker_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None =
         _refuse("container_engine_source", source, f"Docker has no repository for {row['title']}", "Set container_engine_source: distro")
     url = f"{base}/{row['docker']}"
     if row["manager"] == "apt":
-        repository = _repository("docker", "apt", url, str(wanted["repository_key"]) or f"{url}/gpg", row["suite"], "stable",
-                                 conflicts=[f"download.docker.com/linux/{row['docker']}", url.partition("://")[2]])  # fmt: skip
+        repository = _repository(
+            "docker",
+            "apt",
+            url,
+            str(wanted["repository_key"]) or f"{url}/gpg",
+            row["suite"],
+            "stable",
+            conflicts=[f"download.docker.com/linux/{row['docker']}", url.partition("://")[2]],
+        )
         conflicts = ["docker.io", "docker-doc", "docker-compose", "docker-compose-v2", "podman-docker", "containerd", "runc", "docker-cli"]
     else:
         folder = f"{url}/{row['docker_release']}/{host['architecture']}/stable"

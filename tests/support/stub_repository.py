@@ -12,7 +12,6 @@ ends with 9 where no module is loaded, and with a message on a mismatch. `fakes`
 from __future__ import annotations
 
 import hashlib
-import os
 import pathlib
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import tempfile
 DRIVERS = ("580.95.05", "580.173.02", "595.91.07")
 TOOLKITS = ("1.19.1-1", "1.20.0-1")
 STATE = "/var/lib/stub-nvidia"
-ROW = "{i}, STUB GPU, GPU-00000000-0000-0000-0000-00000000000{i}, 00000000:0{i}:00.0, 46068, 1, $version, 8.9, [N/A]"
 
 NVIDIA_SMI = """#!/bin/sh
 # STUB of nvidia-smi {version}
@@ -33,7 +31,7 @@ if [ -z "$loaded" ]; then
 fi
 if [ "$loaded" != "$version" ]; then echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18; fi
 case "$1" in
-  --query-gpu=*) printf '%s\\n' "0, STUB GPU, GPU-0, 00000000:01:00.0, 46068, 1, $version, 8.9, [N/A]" "1, STUB GPU, GPU-1, 00000000:02:00.0, 46068, 1, $version, 8.9, [N/A]";;
+  --query-gpu=*) for i in 0 1; do echo "$i, STUB GPU, GPU-$i, 00000000:0$((i + 1)):00.0, 46068, 1, $version, 8.9, [N/A]"; done;;
   -q) echo 'CUDA Version : 13.0';;
   -L) printf '%s\\n' 'GPU 0: STUB GPU (UUID: GPU-0)' 'GPU 1: STUB GPU (UUID: GPU-1)';;
 esac
@@ -53,7 +51,7 @@ else
 fi
 exit 0
 """
-FORGET = f"#!/bin/sh\nif [ \"$1\" != upgrade ]; then rm -rf {STATE}/dkms {STATE}/$(uname -r); fi\nexit 0\n"
+FORGET = f'#!/bin/sh\nif [ "$1" != upgrade ]; then rm -rf {STATE}/dkms {STATE}/$(uname -r); fi\nexit 0\n'
 CTK = f"""#!/bin/sh
 # STUB of nvidia-ctk: writes a specification for the loaded driver, with the device nodes that the host pretends to have
 [ "$1 $2" = 'cdi generate' ] || exit 0
@@ -74,10 +72,12 @@ END
 """
 REFRESH_SERVICE = "[Unit]\nDescription=STUB CDI refresh\n[Service]\nType=oneshot\nExecStart=/usr/bin/nvidia-ctk cdi generate\n"
 REFRESH_PATH = "[Unit]\nDescription=STUB CDI refresh\n[Path]\nPathChanged=/usr/bin/nvidia-ctk\n[Install]\nWantedBy=multi-user.target\n"
-PERSISTENCED = "[Unit]\nDescription=STUB persistence daemon\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+PERSISTENCED = (
+    "[Unit]\nDescription=STUB persistence daemon\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+)
 
 FAKES = {
-    "uname": '#!/bin/sh\nif [ "$1" = -r ] && [ -e /etc/stub-kernel ]; then exec cat /etc/stub-kernel; fi\nexec /bin/uname "$@"\n',
+    "uname": '#!/bin/sh\nif [ "$1" = -r ] && [ -e /etc/stub-kernel ]; then exec cat /etc/stub-kernel; fi\nexec /usr/bin/uname.real "$@"\n',
     # modinfo -k KERNEL -F version NAME
     "modinfo": f"#!/bin/sh\nexec cat {STATE}/$2/$5\n",
     "dkms": f"#!/bin/sh\ncat {STATE}/dkms/status 2>/dev/null\nexit 0\n",
@@ -126,7 +126,11 @@ def cuda_packages(kernel: str) -> list[Package]:
     found = [
         Package(f"linux-headers-{kernel}", "99", {f"lib/modules/{kernel}/build/Makefile": "# STUB\n"}),
         Package(f"linux-headers-{kind}", "99", Depends=f"linux-headers-{kernel}"),
-        Package("cuda-toolkit-12-8", "12.8.1-1", {"usr/local/cuda-12.8/bin/nvcc": "#!/bin/sh\necho 'release 12.8'\n", "usr/local/cuda-12.8/lib64/libcudart.so": "STUB\n"}),
+        Package(
+            "cuda-toolkit-12-8",
+            "12.8.1-1",
+            {"usr/local/cuda-12.8/bin/nvcc": "#!/bin/sh\necho 'release 12.8'\n", "usr/local/cuda-12.8/lib64/libcudart.so": "STUB\n"},
+        ),
         # what nobody must install, since it brings a driver
         Package("cuda", "12.8.1-1", Depends="cuda-drivers"),
     ]
@@ -138,7 +142,9 @@ def cuda_packages(kernel: str) -> list[Package]:
         whole = f"{version}-1"
         build = {"postinst": BUILD.format(version=version, state=STATE), "prerm": FORGET}
         found += [
-            Package("nvidia-driver-cuda", whole, {"usr/bin/nvidia-smi": NVIDIA_SMI.format(version=version, state=STATE)}, Depends=f"nvidia-persistenced (= {whole})"),
+            Package(
+                "nvidia-driver-cuda", whole, {"usr/bin/nvidia-smi": NVIDIA_SMI.format(version=version, state=STATE)}, Depends=f"nvidia-persistenced (= {whole})"
+            ),
             Package("nvidia-persistenced", whole, {"lib/systemd/system/nvidia-persistenced.service": PERSISTENCED}),
             Package("nvidia-kernel-open-dkms", whole, scripts=build, Conflicts="nvidia-kernel-dkms"),
             Package("nvidia-kernel-dkms", whole, scripts=build, Conflicts="nvidia-kernel-open-dkms"),
@@ -171,7 +177,9 @@ def publish(packages: list[Package], folder: pathlib.Path, home: pathlib.Path) -
         index += f"{package.control}Filename: ./{package.name}_{package.version}_all.deb\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n\n"
     (folder / "Packages").write_text(index)
     digest = hashlib.sha256(index.encode()).hexdigest()
-    (folder / "Release").write_text(f"Origin: STUB\nLabel: STUB\nSuite: stub\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {digest} {len(index.encode())} Packages\n")
+    (folder / "Release").write_text(
+        f"Origin: STUB\nLabel: STUB\nSuite: stub\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {digest} {len(index.encode())} Packages\n"
+    )
     subprocess.run(["gpg", "--homedir", str(home), "--batch", "--yes", "--clearsign", "-o", str(folder / "InRelease"), str(folder / "Release")], check=True)
 
 
@@ -191,7 +199,7 @@ def main(target: pathlib.Path, kernel: str) -> None:
     fakes.mkdir()
     for name, text in FAKES.items():
         (fakes / name).write_text(text)
-        os.chmod(fakes / name, 0o755)
+        (fakes / name).chmod(0o755)
 
 
 if __name__ == "__main__":

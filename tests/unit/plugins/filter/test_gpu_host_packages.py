@@ -151,7 +151,9 @@ def test_python_of_release_8_is_too_old() -> None:
     assert driver(host("Rocky", "8.10", python="3.11.9"))["platform"] == "rhel8"
 
 
-@pytest.mark.parametrize(("distribution", "version"), [("Fedora", "44"), ("Debian", "11.9"), ("Ubuntu", "18.04"), ("SLES", "15"), ("", ""), ("Rocky", "7.9"), ("Uos", "20")])
+@pytest.mark.parametrize(
+    ("distribution", "version"), [("Fedora", "44"), ("Debian", "11.9"), ("Ubuntu", "18.04"), ("SLES", "15"), ("", ""), ("Rocky", "7.9"), ("Uos", "20")]
+)
 def test_unknown_distributions_are_named(distribution: str, version: str) -> None:
     assert "is none of Debian 12, " in refused(host(distribution, version))
 
@@ -161,7 +163,16 @@ def test_unknown_distributions_are_named(distribution: str, version: str) -> Non
 
 @pytest.mark.parametrize(
     ("devices", "flavour"),
-    [((T4,), "open"), ((V100,), "proprietary"), ((P40, T4), "proprietary"), ((0x1E02,), "open"), ((H100, L20), "open"), ((B200,), "open"), ((0x3FFF,), "open"), ((), "open")],
+    [
+        ((T4,), "open"),
+        ((V100,), "proprietary"),
+        ((P40, T4), "proprietary"),
+        ((0x1E02,), "open"),
+        ((H100, L20), "open"),
+        ((B200,), "open"),
+        ((0x3FFF,), "open"),
+        ((), "open"),
+    ],
 )
 def test_flavour_by_gpu(devices: tuple[int, ...], flavour: str) -> None:
     assert driver(host(), devices)["flavour"] == flavour
@@ -317,7 +328,10 @@ def test_docker_refusals_and_mirrors() -> None:
     assert "Set container_engine_source: docker" in refused(host("Rocky", "9.7"), what="docker")
     assert "Set container_engine_source: distro" in refused(host("Amazon", "2023"), what="docker", source="docker")
     assert "must be distro or docker" in refused(host(), what="docker", source="snap")
-    assert gpu_host_packages(host(), "docker", options={"source": "docker", "region": "cn"})["repositories"][0]["url"] == "https://mirrors.aliyun.com/docker-ce/linux/debian"
+    assert (
+        gpu_host_packages(host(), "docker", options={"source": "docker", "region": "cn"})["repositories"][0]["url"]
+        == "https://mirrors.aliyun.com/docker-ce/linux/debian"
+    )
 
 
 def test_what_else_is_asked_for_is_an_error() -> None:
@@ -371,7 +385,11 @@ def test_a_decision_is_whole_or_a_refusal(given_host: dict[str, Any], devices: l
     pin = found["pin"]
     if pin["kind"] != "none":
         assert pin["branch"] == found["branch"]
-        assert all(found["branch"] in pin[key] for key in ("package", "stream", "pattern", "version") if key in pin and pin["kind"] != "versionlock" or key == "pattern" and key in pin)
+        assert all(
+            found["branch"] in pin[key]
+            for key in ("package", "stream", "pattern", "version")
+            if key in pin and pin["kind"] != "versionlock" or key == "pattern" and key in pin
+        )
     assert not [other for other in table.BRANCHES if other != found["branch"] and re.search(rf"(?<!\d){other}(?!\d)", " ".join(packages))]
     # every GPU is driven by what is installed
     for device in devices:
@@ -384,7 +402,8 @@ def test_a_decision_is_whole_or_a_refusal(given_host: dict[str, Any], devices: l
 
 
 @given(hosts, st.sampled_from(["toolkit", "cuda", "docker"]),
-       st.fixed_dictionaries({}, optional={"version": st.sampled_from(["1.20.0-1", "12.8", ""]) | st.text(max_size=8), "source": st.sampled_from(["distro", "docker"]),
+       st.fixed_dictionaries({}, optional={"version": st.sampled_from(["1.20.0-1", "12.8", ""]) | st.text(max_size=8),
+                                           "source": st.sampled_from(["distro", "docker"]),
                                            "region": st.sampled_from(["", "cn"])}))  # fmt: skip
 def test_the_other_decisions_are_whole_too(given_host: dict[str, Any], what: str, options: dict[str, Any]) -> None:
     found = gpu_host_packages(given_host, what, options=options)

@@ -96,7 +96,9 @@ def test_debians_own_module_has_another_name() -> None:
 
 
 def test_a_module_of_canonicals_for_another_kernel() -> None:
-    plan = gpu_host_packages({"distribution": "Ubuntu", "version": "24.04", "architecture": "x86_64", "kernel": "6.8.0-60-generic"}, "driver", ["26ba"], {"source": "distro"})
+    plan = gpu_host_packages(
+        {"distribution": "Ubuntu", "version": "24.04", "architecture": "x86_64", "kernel": "6.8.0-60-generic"}, "driver", ["26ba"], {"source": "distro"}
+    )
     found = state("kernel 6.8.0-60-generic\n" + "".join(f"package {name} 6.8.0-60.63+1 install installed\n" for name in plan["packages"]), plan)
     assert found["missing"] == [] == found["wrong"]
     assert "no module for the running kernel 6.8.0-60-generic" in found["build_problem"]
@@ -213,14 +215,23 @@ def look(tmp_path: pathlib.Path, **tools: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("echo 'SecureBoot enabled'", ["enabled"]), ("echo 'SecureBoot disabled'", ["disabled"]), ("echo 'EFI variables are not supported on this system' >&2; exit 1", None)],
+    [
+        ("echo 'SecureBoot enabled'", ["enabled"]),
+        ("echo 'SecureBoot disabled'", ["disabled"]),
+        ("echo 'EFI variables are not supported on this system' >&2; exit 1", None),
+    ],
 )
 def test_look_asks_mokutil(tmp_path: pathlib.Path, answer: str, expected: list[str] | None) -> None:
     assert look(tmp_path, mokutil=answer).get("secure_boot") == expected
 
 
 def test_look_asks_modinfo_for_the_running_kernel(tmp_path: pathlib.Path) -> None:
-    found = look(tmp_path, uname="echo 6.1.0-56-amd64", modinfo='[ "$2 $5" = "6.1.0-56-amd64 nvidia-current" ] && echo 535.309.01', dkms="echo nvidia-current/535.309.01: added")
+    found = look(
+        tmp_path,
+        uname="echo 6.1.0-56-amd64",
+        modinfo='[ "$2 $5" = "6.1.0-56-amd64 nvidia-current" ] && echo 535.309.01',
+        dkms="echo nvidia-current/535.309.01: added",
+    )
     assert found["kernel"] == ["6.1.0-56-amd64"] and found["module"] == ["nvidia-current 535.309.01"] and found["dkms"] == ["nvidia-current/535.309.01: added"]
 
 

@@ -83,4 +83,4 @@ def test_a_service_without_a_script_is_named(ask: Any) -> None:
 
 
 def test_a_start_that_fails_is_told(ask: Any) -> None:
-    assert "service docker start failed: no" in ask(script='#!/bin/sh\ncase $2 in status) exit 3;; *) echo no >&2; exit 1;; esac\n')["msg"]
+    assert "service docker start failed: no" in ask(script="#!/bin/sh\ncase $2 in status) exit 3;; *) echo no >&2; exit 1;; esac\n")["msg"]
