@@ -18,8 +18,8 @@ positional: _input, what
 options:
   _input:
     description:
-      - The host, with C(distribution), C(version) and C(architecture) as Ansible's facts name them, C(kernel) as C(uname -r) says it, and C(python), the version
-        of the interpreter, where that is to be checked.
+      - The host, with C(distribution), C(version) and C(architecture) as Ansible's facts name them, C(kernel) as C(uname -r) says it, and C(python), the
+        version of the interpreter, where that is to be checked.
     type: dict
     required: true
   what:

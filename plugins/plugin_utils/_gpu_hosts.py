@@ -493,7 +493,7 @@ def driver_plan(host: Mapping[str, t.Any], device_ids: Sequence[int] = (), optio
         # built and signed by Canonical: no compiler, no headers, and Secure Boot takes them
         plan |= {"signed": True, "dkms": False, "headers": [], "pin": {"kind": "name", "branch": branch}}
     elif source == "distro":
-        own_row = archive[flavour]  # type: ignore[index,call-overload]
+        own_row = archive[flavour]  # type: ignore[index]
         plan["packages"] = list(own_row["packages"])
         plan["module_names"] = ["nvidia-current", "nvidia"]
         mirror = _base(str(wanted["debian_mirror"]), "debian", str(wanted["region"]))
