@@ -9,10 +9,10 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster bench-modules bench-door bench-models bench-site killed-runs clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster molecule-gpu molecule-gpu-dkms bench-modules bench-door bench-models bench-site killed-runs clean
 
 help: ## this text
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 .venv/.done: requirements-dev.txt lab/packages.txt
 	@echo "=== Debian packages and .venv"
@@ -37,7 +37,7 @@ lab-clean: .venv/.done ## remove every lab with its images, wheels and models
 
 test: lint unit sanity integration engines playbooks molecule ## the gate: all of the below
 
-test-all: test molecule-cluster ## every scenario
+test-all: test molecule-cluster molecule-gpu molecule-gpu-dkms ## every scenario
 
 lint: .venv/.done ## ansible-lint, yamllint, ruff, mypy, documentation and argument specifications
 	@echo "=== lint"
@@ -83,6 +83,14 @@ molecule-cluster: .venv/.done ## many hosts: they grow, shrink and break while s
 	@echo "=== molecule, scenario cluster"
 	$(BIN)/python lab/lab.py prepare
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s cluster
+
+molecule-gpu: .venv/.done ## driver, toolkit and CUDA on lab hosts that pretend to have GPUs, from signed stub repositories
+	@echo "=== molecule, scenario gpu_hosts"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s gpu_hosts
+
+molecule-gpu-dkms: .venv/.done ## a real build of Debian's own driver for a kernel of Debian's; minutes of download and compiler
+	@echo "=== molecule, scenario gpu_dkms"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test -s gpu_dkms
 
 bench-modules: .venv/.done ## seconds and requests of oneapi_channel beside a loop of uri, also in .bench/modules.json
 	@$(BIN)/python bench/bench_modules.py

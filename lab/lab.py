@@ -74,6 +74,17 @@ def up(arguments: argparse.Namespace) -> None:
     say(f"lab {name} stands: {path}")
 
 
+def bare(arguments: argparse.Namespace) -> None:
+    """Hosts and nothing else: no registry, no files, no service images."""
+    name, net = check_name(arguments.name), check_net(arguments.net)
+    wanted = parse_hosts(arguments.host or list(DEFAULT_HOSTS))
+    with locked():
+        build.ready_machine()
+        build.build_hosts({host.suite for host in wanted})
+        hosts.ensure_network(name, net)
+        hosts.up_hosts(name, net, wanted)
+
+
 def clean() -> None:
     """Everything of the lab, of all names."""
     with locked():
@@ -109,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--fastgpt-version", default=DEFAULT_FASTGPT)
     command.add_argument("--net", default="172.31.77", help="first three octets of its /24")
     command.add_argument("--host", action="append", metavar="NAME=SUITE=OCTET[=GPUS[=DISK_GB]]", help=f"default: {' '.join(DEFAULT_HOSTS)}")
+    command.add_argument("--bare", action="store_true", help="hosts alone, without registry and files")
     add("down", "remove a lab")
     add("restart-host", "kill a host and boot it again").add_argument("host")
     execute = add("exec", "run a command as root on a host")
@@ -127,7 +139,7 @@ def main() -> int:
                 prepare(arguments.fastgpt_version)
             say(f"ready; files for the lab are in {FILES}")
         elif arguments.command == "up":
-            up(arguments)
+            (bare if arguments.bare else up)(arguments)
         elif arguments.command == "down":
             with locked():
                 hosts.down(check_name(arguments.name))

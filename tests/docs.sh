@@ -10,3 +10,4 @@ export PATH=$PWD/.venv/bin:$PATH
 .venv/bin/python docs/role_readmes.py --check
 .venv/bin/python docs/model_table.py --check
 .venv/bin/python docs/reliability_table.py --check
+.venv/bin/python docs/gpu_hosts_table.py --check

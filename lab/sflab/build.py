@@ -264,6 +264,12 @@ def build_bookworm(version: str) -> None:
     together(services, stand_ins)
 
 
+def build_hosts(suites: set[str]) -> None:
+    """What lab hosts boot from, and nothing that they serve."""
+    for suite in sorted(suites):
+        _base(suite)
+
+
 def build_trixie() -> None:
     """Everything on Debian 13."""
     build_simple("pgvector", f"{LOCAL}/pgvector:pg17", _base("trixie"))

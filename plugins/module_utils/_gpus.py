@@ -81,6 +81,10 @@ def _hexadecimal(text: str) -> Optional[int]:
         return None
 
 
+def _four_digits(number: Optional[int]) -> Optional[str]:
+    return None if number is None else "%04x" % number
+
+
 def bus_id(text: str) -> str:
     """One form for the kernel's 0000:3b:00.0 and nvidia-smi's 00000000:3B:00.0."""
     match = re.match(r"^([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])$", text.strip())
@@ -110,6 +114,17 @@ def scan_bus(root: str = "/sys") -> List[Dict[str, Any]]:
             }
         )
     return found
+
+
+def count_nvswitches(root: str = "/sys") -> int:
+    """NVSwitches on the bus. Those of Blackwell boards are not on it."""
+    folder = os.path.join(root, "bus/pci/devices")
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return 0
+    paths = [os.path.join(folder, name) for name in names]
+    return sum(_read(os.path.join(path, "vendor")).lower() == "0x10de" and _read(os.path.join(path, "class")).lower().startswith("0x0680") for path in paths)
 
 
 def loaded_driver(root: str = "/sys") -> str:
@@ -207,7 +222,7 @@ def _silent(device: Dict[str, Any], problem: str) -> str:
     return problem
 
 
-def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run]) -> Dict[str, Any]:
+def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run], nvswitches: int = 0) -> Dict[str, Any]:
     """All facts. `run` is None where there is no nvidia-smi."""
     rows: List[Dict[str, Optional[str]]] = []
     problem, cuda = "", ""
@@ -234,6 +249,8 @@ def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run
                 "name": row["name"] or NAMES.get(device_id or 0, "NVIDIA GPU"),
                 "uuid": row["uuid"],
                 "pci_bus": bus or None,
+                "device_id": _four_digits(device_id),
+                "kernel_driver": by_bus.get(bus, {}).get("bound") or None,
                 "memory_mb": memory,
                 "memory_used_mb": _whole(row["memory.used"]),
                 "memory_foreign_mb": _whole(row["memory.used"]),
@@ -258,6 +275,8 @@ def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run
                 "name": NAMES.get(device["device_id"] or 0, "NVIDIA GPU %04x" % (device["device_id"] or 0)),
                 "uuid": None,
                 "pci_bus": device["pci_bus"],
+                "device_id": _four_digits(device["device_id"]),
+                "kernel_driver": device["bound"] or None,
                 "memory_mb": None,
                 "memory_used_mb": None,
                 "memory_foreign_mb": None,
@@ -273,7 +292,9 @@ def gather(devices: List[Dict[str, Any]], module_version: str, run: Optional[Run
     return {
         "gpus": sorted(gpus, key=lambda gpu: int(gpu["index"])),
         "driver_version": versions[0] if versions else module_version,
+        "loaded_version": module_version,
         "cuda_version": cuda,
+        "nvswitches": nvswitches,
         # left-overs of a driver on a host without a GPU are nobody's problem
         "problem": problem if gpus else "",
     }

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: applied_service
-short_description: Keep a systemd service running with the configuration that is on disk
+short_description: Keep a service running with the configuration that is on disk
 version_added: 1.0.0
 description:
-  - Enables and starts a systemd service, and restarts or reloads it when its files differ from those that it was last
+  - Enables and starts a service, and restarts or reloads it when its files differ from those that it was last
     started or reloaded with.
   - A handler is lost when a run dies between the writing of a file and the restart. This module remembers the digest of
     the files that were applied, so that the next run does what the killed one still owed.
+  - Where systemd is not the first process, the distribution's own script of the service is asked, by C(service).
   - A service that has been running since before its files were last written counts as having them applied.
 author:
   - selfhosted.fastgpt contributors (@selfhosted)
@@ -73,7 +74,9 @@ actions:
 import glob
 import hashlib
 import os
+import re
 import time
+from typing import NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -89,6 +92,55 @@ def digest(patterns: list[str]) -> tuple[str, float]:
     return sha.hexdigest(), newest
 
 
+def remembered(stamp: str) -> str:
+    try:
+        with open(stamp, encoding="ascii") as handle:
+            return handle.read().strip()
+    except OSError:
+        return ""
+
+
+def remember(stamp: str, want: str) -> None:
+    if remembered(stamp) != want:
+        os.makedirs(os.path.dirname(stamp), mode=0o755, exist_ok=True)
+        with open(stamp + ".new", "w", encoding="ascii") as handle:
+            handle.write(want + "\n")
+        os.replace(stamp + ".new", stamp)
+
+
+def by_script(module: AnsibleModule) -> NoReturn:
+    """The same without systemd: the script of the service starts, restarts and says whether it runs; nobody knows since when."""
+    params = module.params
+    name = re.sub(r"\.service$", "", params["name"])
+    service = module.get_bin_path("service", required=True)
+    try:
+        want, _newest = digest(params["files"])
+    except OSError as exc:
+        module.fail_json(msg="cannot read a file of %s: %s" % (name, exc))
+    stamp = os.path.join(params["state_dir"], name)
+    applied = remembered(stamp)
+    rc, out, err = module.run_command([service, name, "status"])
+    if rc == 4 or "unrecognized service" in out + err:
+        if module.check_mode:
+            module.exit_json(changed=True, actions=["start"])
+        module.fail_json(msg="systemd does not run here, and there is no script of the service %s: %s" % (name, (err or out).strip()))
+    actions = ["start"] if rc != 0 else [params["on_change"]] if applied != want else []
+    before, after = {"digest": applied, "state": "active" if rc == 0 else "inactive"}, {"digest": want, "state": "active"}
+    result = {"changed": bool(actions), "actions": actions, "diff": {"before": before, "after": after} if actions else {}}
+    if module.check_mode or not actions:
+        module.exit_json(**result)
+    if params["validate"]:
+        rc, out, err = module.run_command(params["validate"])
+        if rc != 0:
+            module.fail_json(msg="%s is left as it runs, since its configuration is refused by `%s`: %s" % (
+                name, " ".join(params["validate"]), (err or out).strip()))
+    rc, out, err = module.run_command([service, name, actions[0]])
+    if rc != 0:
+        module.fail_json(msg="service %s %s failed: %s" % (name, actions[0], (err or out).strip()))
+    remember(stamp, want)
+    module.exit_json(**result)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -102,6 +154,9 @@ def main() -> None:
     )
     params = module.params
     unit = params["name"] if "." in params["name"] else params["name"] + ".service"
+
+    if not os.path.isdir("/run/systemd/system"):
+        by_script(module)
 
     def systemctl(*args: str, fail: bool = True) -> str:
         rc, out, err = module.run_command(["systemctl", *args])
@@ -119,11 +174,7 @@ def main() -> None:
     except OSError as exc:
         module.fail_json(msg="cannot read a file of %s: %s" % (unit, exc))
     stamp = os.path.join(params["state_dir"], unit)
-    try:
-        with open(stamp, encoding="ascii") as handle:
-            applied = handle.read().strip()
-    except OSError:
-        applied = ""
+    applied = remembered(stamp)
 
     state = shown()
     if state.get("LoadState") != "loaded" and not module.check_mode:
@@ -168,16 +219,7 @@ def main() -> None:
         if action in ("start", "restart"):
             systemctl("reset-failed", unit, fail=False)
         systemctl(action, unit)
-    try:
-        with open(stamp, encoding="ascii") as handle:
-            written = handle.read().strip()
-    except OSError:
-        written = ""
-    if written != want:
-        os.makedirs(params["state_dir"], mode=0o755, exist_ok=True)
-        with open(stamp + ".new", "w", encoding="ascii") as handle:
-            handle.write(want + "\n")
-        os.replace(stamp + ".new", stamp)
+    remember(stamp, want)
     module.exit_json(**result)
 
 

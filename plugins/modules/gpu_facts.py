@@ -72,6 +72,12 @@ gpus:
     pci_bus:
       description: Address on the PCI bus as the kernel writes it.
       type: str
+    device_id:
+      description: PCI device id as four hexadecimal digits, null where the bus does not show the GPU.
+      type: str
+    kernel_driver:
+      description: Name of the kernel's driver that has the GPU, such as C(nvidia), C(nouveau) or C(vfio-pci); null where none has.
+      type: str
     memory_mb:
       description: Memory in MiB, null where the driver does not say it.
       type: int
@@ -95,10 +101,15 @@ gpus:
       description: Why this GPU cannot be used, and what helps. Empty for one that can.
       type: str
   sample:
-    - {index: 0, name: NVIDIA L20, uuid: GPU-11111111-2222-3333-4444-555555555555, pci_bus: "0000:3b:00.0", memory_mb: 46068, memory_used_mb: 1,
-       memory_foreign_mb: 1, compute_capability: "8.9", driver_version: 580.173.02, mig: null, problem: ""}
+    - {index: 0, name: NVIDIA L20, uuid: GPU-11111111-2222-3333-4444-555555555555, pci_bus: "0000:3b:00.0", device_id: 26ba, kernel_driver: nvidia,
+       memory_mb: 46068, memory_used_mb: 1, memory_foreign_mb: 1, compute_capability: "8.9", driver_version: 580.173.02, mig: null, problem: ""}
 driver_version:
   description: Version of the driver, empty without one.
+  returned: always
+  type: str
+  sample: 580.173.02
+loaded_version:
+  description: Version of the kernel module in memory, empty where none is. After an update it differs from the driver on disk until the host is rebooted.
   returned: always
   type: str
   sample: 580.173.02
@@ -107,24 +118,29 @@ cuda_version:
   returned: always
   type: str
   sample: "13.0"
+nvswitches:
+  description: NVSwitches on the PCI bus. GPUs behind them work only with the fabric manager.
+  returned: always
+  type: int
+  sample: 0
 problem:
   description: What is wrong with the host's GPUs or their driver, and what helps. Empty where nothing is.
   returned: always
   type: str
 ansible_facts:
-  description: The same four values, in the fact C(nvidia).
+  description: The same values, in the fact C(nvidia).
   returned: always
   type: dict
   contains:
     nvidia:
-      description: Dictionary with gpus, driver_version, cuda_version and problem.
+      description: Dictionary with gpus, driver_version, loaded_version, cuda_version, nvswitches and problem.
       type: dict
 """
 
 from typing import List, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.selfhosted.fastgpt.plugins.module_utils._gpus import gather, loaded_driver, scan_bus, subtract_own
+from ansible_collections.selfhosted.fastgpt.plugins.module_utils._gpus import count_nvswitches, gather, loaded_driver, scan_bus, subtract_own
 
 
 def main() -> None:
@@ -147,13 +163,13 @@ def main() -> None:
         return rc, out if out.strip() else err
 
     try:
-        facts = gather(scan_bus(root), loaded_driver(root), run if smi else None)
+        facts = gather(scan_bus(root), loaded_driver(root), run if smi else None, count_nvswitches(root))
         if module.params["own_services"] and any(gpu["memory_foreign_mb"] for gpu in facts["gpus"]):
             subtract_own(facts, run, module.params["own_services"])
     except OSError as exc:
         # the file is there and cannot be run, such as one for another architecture
         reason = "%s cannot be run: %s" % (smi, exc)
-        facts = gather(scan_bus(root), loaded_driver(root), lambda args: (126, reason))
+        facts = gather(scan_bus(root), loaded_driver(root), lambda args: (126, reason), count_nvswitches(root))
     module.exit_json(changed=False, ansible_facts={"nvidia": facts}, **facts)
 
 

@@ -79,8 +79,8 @@ def test_models_are_placed_and_what_cannot_be_is_told(look: Any, tmp_path: pathl
     assert run.stats["changed"] == {}
     assert [line for line in told["gpu-1"]["faults"] if "gpus" in line] == []
     assert any("model_servers[1].gpus: [7]: the host has the GPUs 0, 1" in line for line in told["gpu-2"]["faults"]), told
-    assert told["gpu-1"]["roles"] == ["container_engine", "model_server"], "vllm is a container"
-    assert told["gpu-2"]["roles"] == ["model_server"]
+    assert told["gpu-1"]["roles"] == ["nvidia_driver", "container_engine", "nvidia_container_toolkit", "model_server"], "vllm is a container"
+    assert told["gpu-2"]["roles"] == ["nvidia_driver", "model_server"]
     text = report.read_text()
     assert "| gpu-1 | Baichuan2-13B-Chat | 8001 | vllm | 16 | GPU 0, 1 | 18.1 GB each |  |\n" in text
     assert "| gpu-1 | M3E-large | 8002 | infinity | 16 | CPU | 8.0 GB |  |\n" in text

@@ -1,7 +1,7 @@
 # Copyright: selfhosted.fastgpt contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docs/traps.md names a test for each trap; a test that was renamed or removed is found here."""
+"""docs/traps.md and docs/gpu-pitfalls.md name a test for each trap; a test that was renamed or removed is found here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import functools
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-PAGE = ROOT / "docs" / "traps.md"
-NODE = re.compile(r"`(tests/[\w/.-]+\.py)::(\w+(?:::\w+)?)`")
+PAGES = {"traps.md": 50, "gpu-pitfalls.md": 30}
+NODE = re.compile(r"`((?:tests|molecule)/[\w/.-]+\.py)::(\w+(?:::\w+)?)`")
 HEAD = ["topic", "trap", "test"]
 
 
@@ -62,10 +64,11 @@ def faults_of(text: str) -> list[str]:
     return found
 
 
-def test_every_test_that_is_named_exists() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_is_named_exists(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert faults_of(text) == []
-    assert len(rows_of(text)) >= 50
+    assert len(rows_of(text)) >= PAGES[page]
 
 
 def test_a_wrong_row_is_found() -> None:

@@ -66,6 +66,8 @@ def test_one_gpu_with_a_driver():
                 "name": "NVIDIA L20",
                 "uuid": "GPU-11111111-2222-3333-4444-555555555555",
                 "pci_bus": "0000:3b:00.0",
+                "device_id": "26ba",
+                "kernel_driver": "nvidia",
                 "memory_mb": 46068,
                 "memory_used_mb": 1,
                 "memory_foreign_mb": 1,
@@ -76,7 +78,9 @@ def test_one_gpu_with_a_driver():
             }
         ],
         "driver_version": "580.173.02",
+        "loaded_version": "580.173.02",
         "cuda_version": "13.0",
+        "nvswitches": 0,
         "problem": "",
     }
     assert len(smi.asked) == 2, "one query and one report"
@@ -152,7 +156,7 @@ def test_a_module_without_its_utilities():
 
 
 def test_a_host_without_gpus_has_no_problem():
-    nothing = {"gpus": [], "driver_version": "", "cuda_version": "", "problem": ""}
+    nothing = {"gpus": [], "driver_version": "", "loaded_version": "", "cuda_version": "", "nvswitches": 0, "problem": ""}
     assert _gpus.gather([], "", None) == nothing
     assert _gpus.gather([], "", lambda args: (9, NO_DRIVER)) == nothing
 
@@ -206,7 +210,7 @@ def test_cuda_version(text: str, version: str):
 @given(st.integers(0, 255), st.text(max_size=200), st.lists(st.builds(device, st.text(max_size=12), st.none() | st.integers(0, 0xFFFF)), max_size=3))
 def test_any_answer_is_survived(rc: int, text: str, devices: list[dict[str, Any]]):
     found = _gpus.gather(devices, "", lambda args: (rc, text))
-    assert set(found) == {"gpus", "driver_version", "cuda_version", "problem"}
+    assert set(found) == {"gpus", "driver_version", "loaded_version", "cuda_version", "nvswitches", "problem"}
     assert len({gpu["index"] for gpu in found["gpus"]}) == len(found["gpus"]) >= len({d["pci_bus"] for d in devices})
     assert not found["gpus"] or found["problem"] or any(gpu["memory_mb"] for gpu in found["gpus"])
 
@@ -275,6 +279,29 @@ def test_module_with_a_driver_that_hangs(host: pathlib.Path):
 
 def test_module_with_a_file_that_is_no_program(host: pathlib.Path):
     assert "nvidia-smi" in facts(host, "\x7fELF nonsense")["problem"]
+
+
+def test_module_counts_nvswitches(host: pathlib.Path):
+    for number in range(4):
+        bus(host / "sys", f"0000:c{number}:00.0", "0x10de", "0x068000", "0x22a3")
+    bus(host / "sys", "0000:00:07.0", "0x8086", "0x068000", "0x7113")
+    found = facts(host, None)
+    assert found["nvswitches"] == 4 and len(found["gpus"]) == 1
+
+
+def test_module_names_the_kernels_driver(host: pathlib.Path):
+    driver = host / "sys/bus/pci/drivers/nouveau"
+    driver.mkdir(parents=True)
+    (host / "sys/bus/pci/devices/0000:3b:00.0/driver").symlink_to(driver)
+    found = facts(host, None)
+    assert found["gpus"][0]["kernel_driver"] == "nouveau" and found["gpus"][0]["device_id"] == "26ba" and "nouveau" in found["problem"]
+
+
+def test_module_with_an_updated_driver_before_the_reboot(host: pathlib.Path):
+    (host / "sys/module/nvidia").mkdir(parents=True)
+    (host / "sys/module/nvidia/version").write_text("575.57.08\n")
+    found = facts(host, f'#!/bin/sh\necho "{MISMATCH.splitlines()[0]}"\nexit 18\n')
+    assert found["loaded_version"] == "575.57.08" and "Reboot" in found["problem"] and found["gpus"][0]["memory_mb"] is None
 
 
 def test_module_without_a_bus(tmp_path: pathlib.Path):
