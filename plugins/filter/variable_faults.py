@@ -130,7 +130,8 @@ def _resolve(value: t.Any) -> t.Any:
 
 def _unreadable(exc: BaseException) -> tuple[str, str, str]:
     """What is shown for the value, rule and remedy. Messages are not passed on: they can hold the value."""
-    kinds, texts, cause = set(), "", exc
+    kinds: set[str] = set()
+    texts, cause = "", exc
     while cause is not None and len(kinds) < 50:
         kinds |= {kind.__name__ for kind in type(cause).__mro__}
         texts += str(cause)
