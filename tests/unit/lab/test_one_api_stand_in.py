@@ -54,7 +54,8 @@ class OneApi:
         command = [sys.executable, str(PROGRAM), "--port", str(self.port), "--log-dir", "logs"]
         with (self.directory / "out").open("a") as out:
             self.process = subprocess.Popen(command, cwd=self.directory, env={**os.environ, **self.env}, stdout=out, stderr=out)
-        for _attempt in range(100):
+        # a busy machine needs seconds for an interpreter
+        for _attempt in range(600):
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 0.2):
                     return
