@@ -86,6 +86,17 @@ CASES: dict[str, tuple[Callable[[Inventory], None], list[tuple[str, ...]]]] = {
     "no model server": (_vars(model_servers=None), [("model_servers", "kind chat"), ("model_servers", "kind embedding")]),
     "models as text": (_vars(model_servers="Qwen2.5-1.5B-Instruct"), [("model_servers", "Qwen2.5-1.5B-Instruct", "must be a list")]),
     "model server as text": (_vars(model_servers=["M3E-base"]), [("model_servers[0]", "M3E-base", "{model: M3E-large, port: 8002}")]),
+    # GPU hosts
+    "version as branch": (
+        _all(_server(1, gpus="auto"), _vars(nvidia_driver_branch="580.173.02")), [("nvidia_driver_branch", "580.173.02", "first number", 'Write "580"')]
+    ),
+    "runfile without a file": (
+        _all(_server(1, gpus="auto"), _vars(nvidia_driver_source="runfile")), [("nvidia_driver_runfile", "is needed", "nvidia_driver_runfile_sha256")]
+    ),
+    "region that is none": (
+        _vars(mirror_region="mars"),
+        [("mirror_region", "mars", "one of"), ("container_engine_mirror_region", "mars", "no such preset", "set cn")],
+    ),
     # ports
     "ports of two models": (_server(1, port=8001), [("model_servers[1].port", "8001", "model_servers[0]", "Choose another port")]),
     "port of the gateway": (_server(1, port=8000), [("model_servers[1].port", "8000", "oneapi_port", "Choose another port")]),
