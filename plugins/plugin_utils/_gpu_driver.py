@@ -142,6 +142,7 @@ def driver_state(text: str, plan: Mapping[str, t.Any], options: Mapping[str, t.A
         "missing": missing,
         "wrong": wrong,
         "unheld": unheld,
+        "held": sorted(name for name in installed if installed[name][1]),
         "foreign": foreign,
         "containers": containers,
         "nouveau": "nouveau" in first,

@@ -109,7 +109,8 @@ def test_a_module_of_canonicals_for_another_kernel() -> None:
 
 def test_everything_of_the_driver_is_held_and_the_toolkit_is_not() -> None:
     found = state(GOOD.replace("hold", "install"))
-    assert found["unheld"] == ["nvidia-kernel-open-dkms", "nvidia-open"]
+    assert found["unheld"] == ["nvidia-kernel-open-dkms", "nvidia-open"] and found["held"] == []
+    assert state()["held"] == ["nvidia-kernel-open-dkms", "nvidia-open"]
     assert state(GOOD.replace("hold", "install"), hold=False)["unheld"] == []
 
 
