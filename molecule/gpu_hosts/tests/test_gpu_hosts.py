@@ -340,9 +340,10 @@ exit 0
     ],
 )
 def test_the_commands_of_dnf_are_those_of_the_vendor(machine: Any, run: Any, version: str, lock: list[str]) -> None:
-    """dnf and rpm are fakes on a Debian that says it is another: what is proved is which commands are sent, in which order, and that they are sent once."""
+    """dnf and rpm are fakes on a Debian that says it is another: what is proved is which commands are sent, in which order, and once."""
     machine.check_output(
-        "rm -rf /root/fake /var/lib/stub-nvidia /sys/module/nvidia /etc/selfhosted-fastgpt/nvidia_driver /usr/bin/nvidia-smi && mkdir -p /root/fake /etc/yum.repos.d"
+        "rm -rf /root/fake /var/lib/stub-nvidia /sys/module/nvidia /etc/selfhosted-fastgpt/nvidia_driver /usr/bin/nvidia-smi"
+        " && mkdir -p /root/fake /etc/yum.repos.d"
         " && dpkg-deb --fsys-tarfile /srv/stub/cuda/nvidia-driver-cuda_580.173.02-1_all.deb"
         " | tar -xO ./usr/bin/nvidia-smi >/root/fake/nvidia-smi"
     )
