@@ -303,3 +303,75 @@ def test_it_can_be_removed(machine: Any, run: Any) -> None:
     there = installed(machine)
     assert not [name for name in there if name.startswith(("nvidia", "cuda-drivers"))]
     assert machine.run("ls /etc/modprobe.d/blacklist-nouveau.conf /etc/apt/sources.list.d/selfhosted-fastgpt-cuda.sources").rc != 0
+
+
+FAKE_RPM = """#!/bin/sh
+case "$1" in -qa) cat /root/fake/installed 2>/dev/null;; -q) exit 1;; esac
+exit 0
+"""
+FAKE_DNF = """#!/bin/sh
+echo "dnf $*" >>/root/fake/calls
+names='nvidia-open kernel-devel-matched kernel-headers'
+case "$*" in
+  '-q list'*) for name in $names; do echo "$name.x86_64 580.173.02-1.el9 cuda"; done;;
+  *'module list'*) cat /root/fake/stream 2>/dev/null;;
+  *'module enable'*) echo 'nvidia-driver 580-open [e] all' >/root/fake/stream;;
+  *'install --allowerasing'*)
+    for name in $names; do echo "$name 580.173.02-1.el9 580.173.02-1.el9.x86_64"; done >/root/fake/installed
+    mkdir -p /var/lib/stub-nvidia/$(uname -r) && echo 580.173.02 >/var/lib/stub-nvidia/$(uname -r)/nvidia
+    install -m 0755 /root/fake/nvidia-smi /usr/bin/nvidia-smi;;
+esac
+exit 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "lock"),
+    [
+        ("9.7", ["dnf -q module list --enabled nvidia-driver", "dnf -y module enable nvidia-driver:580-open"]),
+        (
+            "10.1",
+            [
+                "dnf -y install python3-dnf-plugin-versionlock",
+                "dnf versionlock delete *nvidia*",
+                "dnf versionlock add *nvidia*580*",
+            ],
+        ),
+    ],
+)
+def test_the_commands_of_dnf_are_those_of_the_vendor(machine: Any, run: Any, version: str, lock: list[str]) -> None:
+    """dnf and rpm are fakes on a Debian that says it is another: what is proved is which commands are sent, in which order, and once."""
+    machine.check_output(
+        "rm -rf /root/fake /var/lib/stub-nvidia /sys/module/nvidia /etc/selfhosted-fastgpt/nvidia_driver /usr/bin/nvidia-smi"
+        " && mkdir -p /root/fake /etc/yum.repos.d"
+        " && dpkg-deb --fsys-tarfile /srv/stub/cuda/nvidia-driver-cuda_580.173.02-1_all.deb"
+        " | tar -xO ./usr/bin/nvidia-smi >/root/fake/nvidia-smi"
+    )
+    for name, text in (("rpm", FAKE_RPM), ("dnf", FAKE_DNF)):
+        machine.check_output(f"cat >/usr/local/bin/{name} <<'END'\n{text}END\nchmod +x /usr/local/bin/{name}")
+    machine.check_output("mv /usr/bin/dpkg-query /usr/bin/dpkg-query.real")
+    elsewhere = {
+        "nvidia_driver__host": {"distribution": "Rocky", "version": version, "architecture": "x86_64", "kernel": "5.14.0-611.el9.x86_64"},
+        "nvidia_driver_repository": "",
+        "nvidia_driver_repository_key": "",
+        "nvidia_driver_persistence": False,
+    }
+    try:
+        found = run("nvidia_driver", **elsewhere)
+        assert found.rc == 0, found.stdout[-3000:]
+        again = run("nvidia_driver", **elsewhere)
+        assert again.rc == 0 and again.total("changed") == 0, again.changed_tasks
+    finally:
+        machine.check_output("mv /usr/bin/dpkg-query.real /usr/bin/dpkg-query; rm /usr/local/bin/rpm /usr/local/bin/dnf")
+    assert machine.check_output("cat /root/fake/calls").splitlines() == [
+        "dnf -y install dnf-plugins-core",
+        "dnf config-manager --set-enabled crb",
+        "dnf -y install epel-release",
+        "dnf -y install dkms",
+        *lock,
+        "dnf -q list nvidia-open kernel-devel-matched kernel-headers",
+        "dnf -y install --allowerasing kernel-devel-matched kernel-headers nvidia-open",
+    ]
+    repository = machine.check_output("cat /etc/yum.repos.d/selfhosted-fastgpt-cuda.repo")
+    assert f"/repos/rhel{version.partition('.')[0]}/x86_64\n" in repository and "D42D0685.pub" in repository
+    machine.check_output("rm /etc/yum.repos.d/selfhosted-fastgpt-cuda.repo")
