@@ -336,15 +336,15 @@ def drain() -> list[Any]:
 
 
 def settings() -> list[Any]:
-    """The containers of both services are made anew, one host after the other."""
-    return [run_site("settings", extravars={"oneapi_sync_frequency": 6, "fastgpt_extra_env": {"LOG_LEVEL": "debug"}}), run_site("settings-back")]
+    """The containers of both services are made anew, one host after the other. The run after the next change takes it back."""
+    return [run_site("settings", extravars={"oneapi_sync_frequency": 6, "fastgpt_extra_env": {"LOG_LEVEL": "debug"}})]
 
 
 PLANNED = {
     "grow": Planned("a third model host and two more MongoDB members", grow, grown),
     "shrink": Planned("the same three hosts leave the inventory", shrink, shrunk),
-    "drain": Planned("a model host is drained, and taken back by `site.yml`", drain, wait_whole),
-    "settings": Planned("other settings for One-API and FastGPT, and back: their containers are made anew", settings, wait_whole),
+    "settings": Planned("other settings for One-API and FastGPT: their containers are made anew", settings, wait_whole),
+    "drain": Planned("a model host is drained, and taken back by `site.yml`, which takes the settings back too", drain, wait_whole),
 }
 
 
@@ -459,14 +459,14 @@ def measure(name: str, probe: Probe) -> None:
             fault.mend(victim)
     mended = time.monotonic()
     if fault.mended_by == "site.yml":
-        run = run_site(f"after-{name}")
+        run = run_site(f"after-{name}", cmdline="--skip-tags verify")
     wait_whole()
     whole = time.monotonic()
     probe.settle()
     found = probe.since(begin)
     rest = time.monotonic()
     if run is None and not name.startswith("reboot-"):
-        run = run_site(f"after-{name}")
+        run = run_site(f"after-{name}", cmdline="--skip-tags verify")
     entry = {
         "title": fault.title, "victim": victim, "mended_by": fault.mended_by, "held_seconds": fault.hold, **heard(found),
         "answers_seconds": round(found.last_failure - begin, 1) if found.last_failure else 0.0,
