@@ -18,6 +18,7 @@ from typing import Any
 from sflab.catalogue import DEFAULT_FASTGPT
 from sflab.common import VAULT, VAULT_PASSWORD
 from sflab.runs import ROOT, Run, run_playbook, vault_environment
+from sflab.timeline import picture
 
 DEMO = ROOT / ".demo"
 NAME = "demo"
@@ -89,6 +90,7 @@ def main() -> int:
         "round_trips": site.round_trips,
         "changed_tasks": site.changed_tasks[:200],
     }
+    report["timeline"] = site.timeline.as_data()
     checks_path = DEMO / "checks.json"
     checks_path.unlink(missing_ok=True)
     verify_rc = 1
@@ -107,6 +109,8 @@ def main() -> int:
     green = sum(1 for check in report["checks"] if check["ok"])
     print(f"site.yml  changed {report['site']['changed']}, failed {report['site']['failed']}, {report['site']['seconds']} s, "
           f"module round trips per host {report['site']['round_trips']}")  # fmt: skip
+    print("who worked when:")
+    print("\n".join(picture(site.timeline.spans())))
     print(f"verify    {green} of {len(report['checks'])} checks ok")
     if report["ok"]:
         app = state["hosts"]["app-1"]

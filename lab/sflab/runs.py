@@ -17,6 +17,7 @@ from typing import Any
 import ansible_runner
 
 from .common import VAULT_PASSWORD
+from .timeline import Timeline
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -39,6 +40,7 @@ class Run:
     failed: list[dict[str, Any]]
     round_trips: dict[str, int]
     tasks: dict[str, float]
+    timeline: Timeline = dataclasses.field(default_factory=Timeline)
 
     def total(self, kind: str) -> int:
         return sum((self.stats.get(kind) or {}).values())
@@ -70,10 +72,12 @@ def run_playbook(
     failed: list[dict[str, Any]] = []
     trips: collections.Counter[str] = collections.Counter()
     seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+    timeline = Timeline()
 
     def handle(event: dict[str, Any]) -> bool:
         data = event.get("event_data") or {}
         kind = event["event"]
+        timeline.feed(event)
         if kind in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable", "runner_item_on_ok", "runner_item_on_failed"):
             action = str(data.get("task_action", "")).rpartition(".")[2]
             result = data.get("res") or {}
@@ -121,4 +125,5 @@ def run_playbook(
         failed=failed,
         round_trips=dict(trips),
         tasks=dict(seconds),
+        timeline=timeline,
     )

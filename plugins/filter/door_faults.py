@@ -204,7 +204,7 @@ class _Service:
         for index, item in enumerate(members):
             where = self.at(f"upstream[{index}]" if is_list(given) else "upstream")
             member = item if isinstance(item, Mapping) else {"address": item}
-            self.known(where, member, "address", "weight", "backup", "drain", "api_key", "tls")
+            self.known(where, member, "address", "weight", "backup", "drain", "api_key", "tls", "pooled", "peer_key")
             address = member.get("address")
             at = f"{where}.address" if isinstance(item, Mapping) else where
             self.address(at, address)
@@ -218,6 +218,9 @@ class _Service:
                 faults.check(_TOKEN, f"{where}.api_key", member["api_key"], "has characters that no Bearer key has", "Check it in the vault", True)
                 if self.service.get("open") and not self.service.get("api_keys"):
                     faults.add(f"{where}.api_key", "", "would serve whoever comes, since the service is open and asks for no key", "Set api_keys too", True)
+            if member.get("peer_key"):
+                rule = "has other characters than letters, digits, dash and underscore"
+                faults.check(_API_KEY, f"{where}.peer_key", member["peer_key"], rule, "Generate it anew", True)
             if member.get("tls"):
                 self.upstream_tls(f"{where}.tls", member["tls"])
         if len(members) == 1 and isinstance(members[0], Mapping) and (members[0].get("backup") or members[0].get("weight")):

@@ -14,6 +14,8 @@ description:
   - Turns C(door_services) of the role C(selfhosted.fastgpt.door) into what its templates write, one item for each service, all shorthands written out.
   - nginx chooses a server of an upstream block after it has built the request, so it cannot give each server a key of its own. Where the members of one
     upstream differ in key or TLS, each becomes a I(hop), a server of nginx's own on a Unix socket that adds both, and the upstream balances over those.
+  - A door that balances over doors on other hosts needs to know whether a request that failed may be sent to the next one. A service that is C(pooled)
+    says 502 only while nothing of the request has reached what stands behind it, also while it drains, and a server that is C(pooled) is believed so.
   - Expects services in which P(selfhosted.fastgpt.door_faults#filter) finds nothing wrong.
 positional: name, prefix, sockets
 options:
@@ -49,8 +51,9 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - For each service its C(id), C(name), C(port), C(drain), C(tls) (paths), C(pools) (upstream blocks), C(hops), C(locations) and C(limits);
-      C(files) and C(links), which are written for it; C(secrets), values of the Authorization header by the variable that holds them.
+    - For each service its C(id), C(name), C(port), C(drain), C(pooled), C(peer_key), C(tls) (paths), C(pools) (upstream blocks), C(hops), C(locations) and
+      C(limits);
+      C(files) and C(links), which are written for it; C(secrets), values of the Authorization header and keys of peers by the variable that holds them.
   type: list
   elements: dict
 """
@@ -93,10 +96,17 @@ class _Service:
         self.files: list[dict[str, str]] = []
         self.links: list[dict[str, str]] = []
         self.secrets: dict[str, str] = {}
+        # who bears the key of a peer is one
+        self.peer_key = str(service.get("peer_key") or "")
+        self.pooled = bool(service.get("pooled") or self.peer_key)
 
     def _upstream(self, index: int, member: Mapping[str, t.Any]) -> dict[str, t.Any]:
         """How a request is handed to one server: scheme, key and TLS."""
-        found: dict[str, t.Any] = {"scheme": "http", "tls": None, "authorization": "", "host": ""}
+        peer = str(member.get("peer_key") or "")
+        found: dict[str, t.Any] = {"scheme": "http", "tls": None, "authorization": "", "host": "", "pooled": bool(member.get("pooled") or peer), "peer": ""}
+        if peer:
+            found["peer"] = f"$sfg_{self.id}_peer_{index}"
+            self.secrets[found["peer"]] = peer
         if member.get("api_key"):
             found["authorization"] = f"$sfg_{self.id}_key_{index}"
             self.secrets[found["authorization"]] = f"Bearer {member['api_key']}"
@@ -126,7 +136,11 @@ class _Service:
         ways = [self._upstream(index, member) for index, member in enumerate(members)]
         # what the members have in common needs no hop
         keys = {str(member.get("api_key") or "") for member in members}
-        own = balanced and (len(keys) > 1 or any(way["tls"] != ways[0]["tls"] for way in ways))
+        retry = bool(self.service.get("retry"))
+        pooled = any(way["pooled"] for way in ways)
+        differ = len(keys) > 1 or any(way["tls"] != ways[0]["tls"] or way["peer"] for way in ways)
+        # what may not be repeated once it was sent needs hops too: nginx itself would repeat it on any error, or not on a 502 either
+        own = balanced and (differ or (pooled and not retry))
         hops = [
             {**way, "id": f"sfg_{self.id}_hop_{index}", "address": member["address"], "socket": self._socket(index, member["address"])}
             for index, (member, way) in enumerate(zip(members, ways))
@@ -141,20 +155,22 @@ class _Service:
             }
             for index, member in enumerate(members)
         ]
-        retry = bool(self.service.get("retry"))
         if not balanced:
             next_upstream = "off"
+        elif retry and pooled:
+            # 503 is such a door's own word on a request that has been worked on
+            next_upstream = "error timeout http_502 non_idempotent"
         elif retry:
             next_upstream = "error timeout http_502 http_503 http_504 non_idempotent"
         else:
             # a hop says 502 only when nothing of the request has been sent to the server behind it
             next_upstream = "http_502 non_idempotent" if own else "error timeout"
-        way = {"scheme": "http", "tls": None, "authorization": ways[0]["authorization"], "host": ""} if own else ways[0]
+        way = {"scheme": "http", "tls": None, "authorization": ways[0]["authorization"], "host": "", "peer": ""} if own else ways[0]
         if own:
             way["authorization"] = "$http_authorization" if not self.service.get("api_keys") else ""
         pools = [{"id": f"sfg_{self.id}_0", "servers": servers, "balanced": balanced, "sockets": own}]
         into = [{**way, "pool": pools[0]["id"], "next_upstream": next_upstream, "intercept": own}]
-        plain = {"scheme": "http", "tls": None, "authorization": "" if self.service.get("api_keys") else "$http_authorization", "host": ""}
+        plain = {"scheme": "http", "tls": None, "authorization": "" if self.service.get("api_keys") else "$http_authorization", "host": "", "peer": ""}
         for index, address in enumerate((self.service.get("routes") or {}).values(), 1):
             pool = f"sfg_{self.id}_{index}"
             pools.append({"id": pool, "servers": [{"address": address, "weight": 1, "backup": False, "down": False}], "balanced": False, "sockets": False})
@@ -207,6 +223,8 @@ class _Service:
             "name": name,
             "port": int(service["port"]),
             "open": self.open,
+            "pooled": self.pooled,
+            "peer_key": self.peer_key,
             # a service of which every server is drained is drained
             "drain": bool(service.get("drain")) or all(server["down"] for server in pools[0]["servers"]),
             "tls": tls,
@@ -226,6 +244,7 @@ class _Service:
                 "down": _error(f"{name} is not answering.", "server_error", "upstream_down"),
                 "path": _error("Unknown path.", "invalid_request_error", "unknown_url"),
                 "draining": _error(f"{name} is draining and takes no new requests.", "server_error", "draining"),
+                "peer": _error("This port is for the other hosts of this service.", "invalid_request_error", "not_a_peer"),
                 "limit": _error("Too many requests of this kind from your address. Wait and try again.", "requests", "rate_limit_exceeded"),
                 "plain": _error("This port speaks HTTPS.", "invalid_request_error", "https_required"),
             },

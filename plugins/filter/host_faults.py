@@ -41,7 +41,7 @@ _value:
 """
 
 LABEL = "selfhosted.fastgpt.role"
-PUBLISHED = ("mongodb", "pgvector")
+PUBLISHED = ("mongodb", "pgvector", "oneapi_database", "oneapi_cache")
 
 
 def listeners(lines: list[str]) -> dict[int, set[str]]:

@@ -18,7 +18,8 @@ options:
     description:
       - A dictionary with C(groups), group names and their lists of hosts; C(hosts), host names and dictionaries with C(node_address), C(model_servers),
         C(ports) (names of the services on that host and their ports; without it C(oneapi_port) and the like count) and C(ansible_connection);
-        C(cards), the model cards; C(oneapi_database); C(fastgpt_version); C(public_url), the value of C(fastgpt_public_url); C(urls), names of variables
+        C(cards), the model cards; C(oneapi_database); C(own_database) and C(own_cache), whether the gateway has a database or cache that is not
+        deployed here; C(fastgpt_version); C(public_url), the value of C(fastgpt_public_url); C(urls), names of variables
         and their URLs; C(registries), the value of C(image_registries).
       - What is absent is not checked, except groups, hosts and models.
     type: dict
@@ -80,6 +81,7 @@ _GROUPS = {
 _PORTS = {"gateway": ("oneapi", 8000), "mongodb": ("mongodb", 27017), "pgvector": ("pgvector", 5432), "fastgpt": ("fastgpt", 8080)}
 # Behind these doors a container listens on loopback, 10000 above the door.
 _DOORS = ("oneapi", "fastgpt")
+_DATABASES = ("sqlite", "mysql", "postgresql")
 _NAME = re.compile(r"(?=.{1,253}$)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
 _REGISTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:/[a-z0-9._-]+)*/?")
 
@@ -173,11 +175,11 @@ class _Inventory:
         elif len(members) > 7:
             self.add("mongodb", "group", members, "has more than the 7 members that can vote", "Use 1, 3, 5 or 7 hosts")
         database = self.data.get("oneapi_database", "sqlite")
-        if database != "sqlite":
-            self.add("gateway", "oneapi_database", database, "comes in a later release", "Set it to sqlite, or leave it out")
-        if len(self.groups["gateway"]) > 1:
-            rule = "has several hosts, which need a common database instead of SQLite; that comes in a later release"
-            self.add("gateway", "group", self.groups["gateway"], rule, "Leave one host in it")
+        if database not in _DATABASES:
+            self.add("gateway", "oneapi_database", database, f"must be one of {', '.join(_DATABASES)}", "Correct it")
+        elif database == "sqlite" and len(self.groups["gateway"]) > 1:
+            rule = f"is a file of one host, and the group gateway has {len(self.groups['gateway'])} ({', '.join(self.groups['gateway'])})"
+            self.add("gateway", "oneapi_database", database, rule, "Set it to mysql or postgresql, or leave one host in the group")
 
     def check_addresses(self) -> None:
         owners: dict[str, str] = {}
@@ -225,6 +227,11 @@ class _Inventory:
                 self.add("gpu", "model_servers", sorted(map(str, kinds)), rule, f"Add one, e.g. {examples}")
 
     def check_ports(self) -> None:
+        for group, variable, default in (("gateway", "oneapi_port", 8000), ("fastgpt", "fastgpt_peer_port", 8089)):
+            ports = [self.hosts.get(host, {}).get(variable, default) for host in self.groups[group]]
+            if len(set(map(str, ports))) > 1:
+                rule = f"must be the same on all hosts of the group {group}, which ask each other there"
+                self.add(group, variable, ports, rule, "Set it once for the group")
         for host in self.used:
             values = self.hosts.get(host, {})
             owners: dict[int, tuple[str, bool]] = {}
@@ -256,7 +263,20 @@ class _Inventory:
 
     def default_ports(self, host: str, values: Mapping[str, t.Any]) -> dict[str, t.Any]:
         found = {service: values.get(f"{service}_port", port) for group, (service, port) in _PORTS.items() if host in self.groups[group]}
+        gateways = self.groups["gateway"]
+        # what the nodes of a gateway share stands on the first, unless it is somebody else's
+        if host in gateways[:1]:
+            if self.data.get("oneapi_database") == "mysql" and not self.data.get("own_database"):
+                found["oneapi_database"] = values.get("oneapi_database_port", 3306)
+            if len(gateways) > 1 and not self.data.get("own_cache"):
+                found["oneapi_cache"] = values.get("oneapi_cache_port", 6379)
         if "fastgpt" in found:
+            if len(gateways) > 1 or len(self.groups["fastgpt"]) > 1:
+                found["fastgpt_gateway"] = values.get("fastgpt_gateway_port", 8088)
+            if len(self.groups["fastgpt"]) > 1:
+                found["fastgpt_peer"] = values.get("fastgpt_peer_port", 8089)
+            if values.get("fastgpt_http_redirect_port") not in (None, 0):
+                found["fastgpt_http_redirect"] = values["fastgpt_http_redirect_port"]
             first = values.get("fastgpt_rerank_port", 8090)
             found |= {"fastgpt_rerank" + "+" * number: first + number if is_int(first) else first for number in range(self.joint_rerankers())}
         return found

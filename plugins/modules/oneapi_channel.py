@@ -103,6 +103,12 @@ options:
       - By default names with an C(@) in them, as the filter P(selfhosted.fastgpt.oneapi_channels#filter) makes them (V(model@host)).
     type: str
     default: .+@.+
+  removals_only:
+    description:
+      - Whether channels are only deleted, as O(purge) and O(channels[].state=absent) say, and none is created, changed or mended.
+      - For the time before model servers are taken out of service, which is before the new ones stand.
+    type: bool
+    default: false
   key_policy:
     description:
       - V(on_create) writes keys of new channels only.
@@ -207,6 +213,7 @@ requests:
   sample: 3
 """
 
+import dataclasses
 import itertools
 import re
 import typing as t
@@ -225,7 +232,8 @@ class Channels:
     def __init__(self, module: AnsibleModule, client: _oneapi.Client) -> None:
         self.module = module
         self.client = client
-        self.always = module.params["key_policy"] == "always"
+        self.only_removals = module.params["removals_only"]
+        self.always = module.params["key_policy"] == "always" and not self.only_removals
         self.created: list[str] = []
         self.updated: list[str] = []
         self.deleted: list[dict[str, t.Any]] = []
@@ -253,11 +261,13 @@ class Channels:
         for round_number in range(_ROUNDS + 1):
             first = round_number == 0
             rows = self.client.channels()
-            served = self.client.available_models() if first else None
+            served = self.client.available_models() if first and not self.only_removals else None
             routeless = set() if served is None else self._routeless(rows, wanted, served)
             # An empty list comes back from Redis as one empty name.
             orphans = set() if served is None else served - _oneapi_plan.all_models(rows) - {""}
             plan = self._plan(rows, wanted, rewrite, routeless)
+            if self.only_removals:
+                plan = dataclasses.replace(plan, creates=[], updates=[])
             self.ids = {name: int(row["id"]) for name, row in plan.kept.items()}
             self._check_keys(plan)
             if first:
@@ -481,6 +491,7 @@ def main() -> None:
             },
             "purge": {"type": "bool", "default": False},
             "purge_pattern": {"type": "str", "default": ".+@.+"},
+            "removals_only": {"type": "bool", "default": False},
             "key_policy": {"type": "str", "choices": ["on_create", "always"], "default": "on_create", "no_log": False},
         },
         required_one_of=[("access_token", "password")],

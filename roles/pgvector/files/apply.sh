@@ -17,6 +17,7 @@ SELECT format('CREATE DATABASE %I OWNER %I', :'database', :'user')
 ALTER DATABASE :"database" OWNER TO :"user";
 SQL
 
+[ "$EXTENSION" = yes ] || exit 0
 run "$APP_DATABASE" <<'SQL'
 CREATE EXTENSION IF NOT EXISTS vector;
 ALTER EXTENSION vector UPDATE;

@@ -417,6 +417,81 @@ def test_a_reload_under_load_loses_nothing(door: Door, upstreams: t.Callable[...
     assert statuses == [200] * 120
 
 
+# Doors behind doors
+
+PEER_KEY = "peer-key-of-the-hosts"
+
+
+def _pool(door: Door, one: Upstream, two: Upstream, **fields: t.Any) -> list[dict[str, t.Any]]:
+    """A public service that balances over its own instance and that of another door, which stands on the same nginx here."""
+    peer = {"port": free_port(), "name": "peer", "upstream": two.address, "open": True, "peer_key": PEER_KEY, **fields}
+    own = {"address": one.address}
+    return [{"port": free_port(), "upstream": [own, {"address": f"127.0.0.1:{peer['port']}", "peer_key": PEER_KEY}], "open": True}, peer]
+
+
+def test_a_peers_door_is_for_peers(door: Door, upstreams: t.Callable[..., Upstream]) -> None:
+    one, two = upstreams(), upstreams()
+    services = _pool(door, one, two)
+    door.open(*services)
+    for sent in ({}, {"X-Selfhosted-Peer": "other"}, {"X-Selfhosted-Peer": PEER_KEY + "x"}):
+        answer = door.ask(services[1]["port"], key=None, headers=sent)
+        assert answer.status == 403 and answer.code == "not_a_peer"
+    assert not two.requests
+    # not even by the public way can a client name another address
+    forged = {"X-Forwarded-For": "198.51.100.7", "X-Selfhosted-Peer": PEER_KEY}
+    for _unused in range(6):
+        assert door.ask(services[0]["port"], key=None, headers=forged).status == 200
+    assert one.requests and two.requests
+    for request in one.requests + two.requests:
+        assert request["headers"]["X-Forwarded-For"] == "127.0.0.1"
+        assert PEER_KEY not in str(request)
+
+
+def test_a_draining_peer_costs_no_request(door: Door, upstreams: t.Callable[..., Upstream]) -> None:
+    one, two = upstreams(), upstreams()
+    services = _pool(door, one, two)
+    port = door.open(*services)
+    assert _load(door, port) == [200] * 40
+    assert min(len(one.requests), len(two.requests)) >= 5
+    before = len(two.requests)
+    door.open(services[0], {**services[1], "drain": True})
+    assert door.ask(services[1]["port"], key=None, headers={"X-Selfhosted-Peer": PEER_KEY}).status == 502
+    # with a body, which is not sent twice by a rule of nginx's
+    assert _load(door, port) == [200] * 40
+    assert len(two.requests) == before
+    # nor does one cost anything whose server is gone
+    two.stop()
+    door.open(*services)
+    assert _load(door, port) == [200] * 40
+
+
+def test_what_a_peer_has_begun_is_not_repeated(door: Door, upstreams: t.Callable[..., Upstream]) -> None:
+    one, two = upstreams(), upstreams()
+    services = _pool(door, one, two)
+    services[0]["upstream"][0]["backup"] = True
+    port = door.open(*services)
+    two.hang_up = True
+    answer = door.ask(port, body=b"{}", key=None)
+    assert answer.status == 503 and len(two.requests) == 1 and not one.requests
+
+
+def test_a_pool_of_doors_that_may_be_asked_again(door: Door, upstreams: t.Callable[..., Upstream]) -> None:
+    one, two = upstreams(), upstreams()
+    doors = [{"port": free_port(), "name": server.address, "upstream": server.address, "open": True, "pooled": True} for server in (one, two)]
+    pool = [{"address": f"127.0.0.1:{item['port']}", "pooled": True} for item in doors]
+    public = {"port": free_port(), "upstream": pool, "open": True, "retry": True}
+    port = door.open(public, *doors)
+    assert _load(door, port) == [200] * 40
+    door.open(public, {**doors[0], "drain": True}, doors[1])
+    assert _load(door, port) == [200] * 40
+    # a refusal of its own is passed on, and is no reason to think the node dead
+    door.open(public, *doors)
+    one.status = two.status = 503
+    assert [door.ask(port, body=b"{}", key=None).status for _unused in range(4)] == [503] * 4
+    one.status = two.status = 200
+    assert _load(door, port) == [200] * 40
+
+
 # The rest
 
 

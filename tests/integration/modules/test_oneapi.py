@@ -635,6 +635,20 @@ class TestChannel:
         assert sorted(row["name"] for row in oneapi.channels()) == ["by-hand", "m3e-large@gpu-1"]
         assert not run_module("oneapi_channel", args)["changed"]
 
+    def test_removals_only(self, oneapi: OneApi) -> None:
+        run_module("oneapi_channel", oneapi.args(channels=[channel("m3e-large@gpu-1"), channel("old@gpu-1")]))
+        before = next(row for row in oneapi.channels() if row["name"] == "m3e-large@gpu-1")
+        wanted = [channel("m3e-large@gpu-1", base_url="http://elsewhere:1"), channel("new@gpu-2")]
+        args = oneapi.args(channels=wanted, purge=True, removals_only=True)
+        foreseen = run_module("oneapi_channel", args, check=True)
+        done = run_module("oneapi_channel", args)
+        assert foreseen["deleted"] == done["deleted"] and [item["name"] for item in done["deleted"]] == ["old@gpu-1"]
+        assert done["created"] == done["updated"] == []
+        # what stays is as it was, and what is not there yet is not made
+        assert oneapi.channels() == [before]
+        again = run_module("oneapi_channel", args)
+        assert not again["changed"] and again["requests"] <= 3
+
     def test_purge_pattern(self, oneapi: OneApi) -> None:
         run_module("oneapi_channel", oneapi.args(channels=[channel(name) for name in ("site/a", "site/b", "a@b")]))
         done = run_module("oneapi_channel", oneapi.args(channels=[], purge=True, purge_pattern="site/.*"))

@@ -14,7 +14,7 @@ from conftest import report
 from sflab.runs import ROOT
 
 
-@pytest.mark.parametrize("name", ["quickstart", "prod", "lab"])
+@pytest.mark.parametrize("name", ["quickstart", "prod", "cluster", "lab"])
 def test_the_inventory_passes_the_plan(name: str, tmp_path: pathlib.Path, play: Any) -> None:
     password = tmp_path / "password"
     password.write_text("the password of a vault\n", encoding="utf-8")

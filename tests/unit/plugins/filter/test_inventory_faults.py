@@ -53,6 +53,23 @@ def change(path, value, base=None):
     return data
 
 
+def cluster(more=None, **fields):
+    """Two hosts that are both a node of the gateway and a host of FastGPT."""
+    data = change("oneapi_database", "mysql") | fields
+    data["groups"] |= {"gateway": ["app-1", "app-2"], "fastgpt": ["app-1", "app-2"]}
+    data["hosts"]["app-2"] = {"node_address": "app-2.example"}
+    for host, values in (more or {}).items():
+        data["hosts"][host] |= values
+    return data
+
+
+def test_several_nodes():
+    assert inventory_faults(cluster()) == []
+    assert inventory_faults(cluster(oneapi_database="postgresql")) == []
+    # what is somebody else's takes no port here
+    assert inventory_faults(cluster({"app-1": {"pgvector_port": 3306, "mongodb_port": 6379}}, own_database=True, own_cache=True)) == []
+
+
 def models(*items):
     return change("hosts/gpu-1/model_servers", list(items))
 
@@ -67,8 +84,15 @@ def models(*items):
         (change("groups/fastgpt", []), "fastgpt: group: ", "has no host"),
         (change("groups/pgvector", ["app-1", "gpu-1"]), "pgvector: group: ", "exactly one host"),
         (change("groups/mongodb", ["app-1", "gpu-1"]), "mongodb: group: ", "even number"),
-        (change("groups/gateway", ["app-1", "gpu-1"]), "gateway: group: ", "later release"),
-        (change("oneapi_database", "mysql"), "gateway: oneapi_database: ", "later release"),
+        (change("groups/gateway", ["app-1", "gpu-1"]), "gateway: oneapi_database: ", "is a file of one host"),
+        (change("oneapi_database", "oracle"), "gateway: oneapi_database: ", "must be one of sqlite, mysql, postgresql"),
+        (cluster({"app-1": {"oneapi_port": 8100}}), "gateway: oneapi_port: ", "must be the same on all hosts"),
+        (cluster({"app-2": {"fastgpt_peer_port": 9000}}), "fastgpt: fastgpt_peer_port: ", "must be the same on all hosts"),
+        (cluster({"app-1": {"pgvector_port": 3306}}), "app-1: oneapi_database_port: ", "port 3306 would be taken"),
+        (cluster({"app-1": {"mongodb_port": 6379}}), "app-1: oneapi_cache_port: ", "port 6379 would be taken"),
+        (cluster({"app-2": {"fastgpt_gateway_port": 8000}}), "app-2: fastgpt_gateway_port: ", "port 8000 would be taken"),
+        (cluster({"app-2": {"fastgpt_port": 8089}}), "app-2: fastgpt_peer_port: ", "port 8089 would be taken"),
+        (change("hosts/app-1/fastgpt_http_redirect_port", 5432), "app-1: fastgpt_http_redirect_port: ", "port 5432 would be taken"),
         (change("hosts/gpu-1/node_address", None), "gpu-1: node_address: ", "is required with more than one host"),
         (change("hosts/gpu-1", {"model_servers": MODELS}), "gpu-1: node_address: ", "is required"),
         (change("hosts/gpu-1/node_address", "app-1.example"), "app-1: node_address: ", "of gpu-1 too"),
@@ -139,7 +163,7 @@ def test_what_is_allowed():
 
 
 def test_all_faults_come_at_once():
-    data = change("groups/fastgpt", []) | {"fastgpt_version": "v5", "oneapi_database": "mysql"}
+    data = change("groups/fastgpt", []) | {"fastgpt_version": "v5", "oneapi_database": "maria"}
     data["hosts"] = {"gpu-1": {"node_address": "localhost", "model_servers": []}, "app-1": {}}
     found = inventory_faults(data)
     assert len(found) == 7, found
