@@ -167,9 +167,10 @@ def _host_faults(values: Mapping[str, t.Any], options: Mapping[str, Mapping[str,
             found.append(fault(name, *_unreadable(exc)))
             unusable.append(name)
             continue
-        broken = _value_fault(value, option)
+        # secret_faults tells a secret of another type
+        broken = None if option.get("no_log") else _value_fault(value, option)
         if broken:
-            found.append(fault(name, "(hidden)" if option.get("no_log") else shown(value), *broken))
+            found.append(fault(name, shown(value), *broken))
     return {"faults": found, "unusable": unusable}
 
 

@@ -13,7 +13,7 @@ since, which the report tells apart. The runs are those of the single roles (--t
 
 What is covered adds up in .bench/killed_runs.json; docs/killed-runs.md is written from it.
 
-    killed_sweep.py [--kills N] [--minutes N] [--seed N] [--keep]
+    killed_sweep.py [--kills N] [--minutes N] [--seed N] [--keep] [--go-on]
 """
 
 from __future__ import annotations
@@ -291,9 +291,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED") or time.time_ns() % 100000))
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 1000), help="after these, too")
     parser.add_argument("--keep", action="store_true", help="keep the hosts afterwards")
+    parser.add_argument("--go-on", action="store_true", help="take the hosts that stand, as an earlier run with --keep left them")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    subprocess.run([sys.executable, str(ROOT / "lab" / "lab.py"), "down", "--name", NAME], check=True)
+    if not arguments.go_on:
+        subprocess.run([sys.executable, str(ROOT / "lab" / "lab.py"), "down", "--name", NAME], check=True)
     lab_hosts.demo.raise_lab(DEFAULT_FASTGPT, NAME, NET, DEFAULT_HOSTS)
     lab_hosts.demo.make_secrets()
     try:
