@@ -320,8 +320,11 @@ def _nvidia_dnf(flavour: str, variant: str) -> list[str]:
     return ["nvidia-driver-cuda", "kmod-nvidia-open-dkms" if flavour == "open" else "kmod-nvidia-latest-dkms"]
 
 
-def _repository(name: str, manager: str, url: str, key: str, suites: str = "/", components: str = "", **more: t.Any) -> dict[str, t.Any]:
+def _repository(
+    name: str, manager: str, url: str, key: str, suites: str = "/", components: str = "", conflicts: t.Sequence[str] = (), **more: t.Any
+) -> dict[str, t.Any]:
     """`conflicts` are parts of URLs: the same repository in somebody else's list, with another key, stops apt altogether."""
+    shared = more.get("same_signature", False)
     return {
         "name": f"selfhosted-fastgpt-{name}",
         "manager": manager,
@@ -329,7 +332,7 @@ def _repository(name: str, manager: str, url: str, key: str, suites: str = "/", 
         "suites": suites,
         "components": components,
         "key": key,
-        "conflicts": [],
+        "conflicts": [] if shared else [*conflicts, url.partition("://")[2].rstrip("/")],
         "obsolete": [],
         "same_signature": False,
         **more,
@@ -664,7 +667,7 @@ def docker_plan(host: Mapping[str, t.Any], options: Mapping[str, t.Any] | None =
             str(wanted["repository_key"]) or f"{url}/gpg",
             row["suite"],
             "stable",
-            conflicts=[f"download.docker.com/linux/{row['docker']}", url.partition("://")[2]],
+            conflicts=[f"download.docker.com/linux/{row['docker']}"],
         )
         conflicts = ["docker.io", "docker-doc", "docker-compose", "docker-compose-v2", "podman-docker", "containerd", "runc", "docker-cli"]
     else:

@@ -122,7 +122,7 @@ class Package:
 
 
 def cuda_packages(kernel: str) -> list[Package]:
-    kind = kernel.partition("-")[2].partition("-")[2] or "amd64"
+    kind = "cloud-amd64" if kernel.endswith("-cloud-amd64") else "amd64"
     found = [
         Package(f"linux-headers-{kernel}", "99", {f"lib/modules/{kernel}/build/Makefile": "# STUB\n"}),
         Package(f"linux-headers-{kind}", "99", Depends=f"linux-headers-{kernel}"),

@@ -274,12 +274,15 @@ def test_mirrors() -> None:
     assert (own["url"], own["key"]) == ("https://mirror.example/cuda/debian12/x86_64", "https://mirror.example/cuda/debian12/x86_64/3bf863cc.pub")
     local = driver(host(), repository="file:///srv/cuda", repository_key="/srv/cuda/key.asc")["repositories"][0]
     assert (local["url"], local["key"]) == ("file:///srv/cuda", "/srv/cuda/key.asc")
+    # the same place in somebody else's list, with another key or none, stops apt
+    assert "/srv/cuda" in local["conflicts"] and "mirror.example/cuda/debian12/x86_64" in own["conflicts"]
     assert driver(host("Rocky", "9.7"))["repositories"][0]["key"].endswith("/rhel9/x86_64/D42D0685.pub")
     own_archive = driver(host(), source="distro", branch="535", debian_mirror="http://mirror.example")["repositories"]
     assert [(one["url"], one["suites"]) for one in own_archive] == [
         ("http://mirror.example/debian", "bookworm bookworm-updates"),
         ("http://mirror.example/debian-security", "bookworm-security"),
     ]
+    assert [one["conflicts"] for one in own_archive] == [[], []], "the host's own lists stay"
 
 
 # ---- toolkit, CUDA, Docker
