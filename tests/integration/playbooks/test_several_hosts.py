@@ -34,8 +34,8 @@ DERIVE = """
         oneapi_database_address: "{{ plan_gateway_database_address }}"
       when: "'gateway' in group_names"
     - ansible.builtin.copy:
-        content: "{{ {'env': oneapi__whole_env, 'database': oneapi__deploys_database, 'cache': oneapi__deploys_cache, 'door': oneapi__door | combine(oneapi__door_pooled)}
-                     | to_json }}"
+        content: "{{ {'env': oneapi__whole_env, 'database': oneapi__deploys_database, 'cache': oneapi__deploys_cache,
+                      'door': oneapi__door | combine(oneapi__door_pooled)} | to_json }}"
         dest: "{{ answers }}/{{ inventory_hostname }}.json"
       vars: *oneapi
       delegate_to: localhost
@@ -63,13 +63,14 @@ DERIVE = """
 
 
 def inventory(**variables: Any) -> dict[str, Any]:
+    groups = {group: {"hosts": {host: {"ansible_host": "127.0.0.1", "node_address": HOSTS[host]} for host in hosts}} for group, hosts in GROUPS.items()}
     known = {key: value for key, value in GOOD["all"]["vars"].items() if key != "ansible_host"}
     return {
         "all": {
             "vars": {**known, **SECRETS, **STORES, "oneapi_database": "mysql", "oneapi_tiktoken_source": "http://192.0.2.9/tiktoken", **variables},
-            "children": {group: {"hosts": {host: {"ansible_host": "127.0.0.1", "node_address": HOSTS[host]} for host in hosts}} for group, hosts in GROUPS.items()},
+            "children": groups,
         }
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
