@@ -68,13 +68,7 @@ def inventory(**variables: Any) -> dict[str, Any]:
     return {
         "all": {
             "vars": {**known, **SECRETS, **STORES, "oneapi_database": "mysql", "oneapi_tiktoken_source": "http://192.0.2.9/tiktoken", **variables},
-<<<<<<< HEAD
-            "children": {
-                group: {"hosts": {host: {"ansible_host": "127.0.0.1", "node_address": HOSTS[host]} for host in hosts}} for group, hosts in GROUPS.items()
-            },
-=======
             "children": groups,
->>>>>>> cluster
         }
     }
 
