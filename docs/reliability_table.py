@@ -103,6 +103,8 @@ def timeline(figures: dict[str, Any]) -> list[str]:
 
 
 def section(figures: dict[str, Any]) -> str:
+    if not figures:
+        return "\n".join([BEGIN, "", "## Figures", "", "No whole run of the scenario has been recorded yet, so there are none.", "", END])
     where = figures["where"]
     told = (f"Measured on {where['date']}: {where['hosts']} lab hosts on one machine with {where['cores']} cores and {where['memory_gb']} GB, kernel "
             f"{where['kernel']}.")  # fmt: skip
@@ -114,6 +116,11 @@ def page(text: str, figures: dict[str, Any]) -> str:
     return text[: text.index(BEGIN)] + section(figures) + text[text.index(END) + len(END) :]
 
 
+def recorded() -> dict[str, Any]:
+    """The figures that were taken last; empty before there were any."""
+    return dict(json.loads(FIGURES.read_text(encoding="utf-8"))) if FIGURES.exists() else {}
+
+
 def main() -> int:
     if "--record" in sys.argv:
         taken = json.loads(pathlib.Path(sys.argv[sys.argv.index("--record") + 1]).read_text(encoding="utf-8"))
@@ -122,7 +129,7 @@ def main() -> int:
             print("\n".join(lacking))
             return 1
         FIGURES.write_text(json.dumps(taken, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    figures = recorded()
     text = PAGE.read_text(encoding="utf-8")
     wanted = page(text, figures)
     if text != wanted and "--check" in sys.argv:

@@ -131,11 +131,12 @@ def _resolve(value: t.Any) -> t.Any:
 def _unreadable(exc: BaseException) -> tuple[str, str, str]:
     """What is shown for the value, rule and remedy. Messages are not passed on: they can hold the value."""
     kinds: set[str] = set()
-    texts, cause = "", exc
+    texts = ""
+    cause: BaseException | None = exc
     while cause is not None and len(kinds) < 50:
         kinds |= {kind.__name__ for kind in type(cause).__mro__}
         texts += str(cause)
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        cause = cause.__cause__ or cause.__context__
     if "AnsibleVaultError" in kinds or "decrypt" in texts:
         remedy = "Give the right one with --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE"
         return "(vault)", "cannot be decrypted with the vault passwords that were given", remedy
