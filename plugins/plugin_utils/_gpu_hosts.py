@@ -475,7 +475,6 @@ def driver_plan(host: Mapping[str, t.Any], device_ids: Sequence[int] = (), optio
         "unattended": list(UNATTENDED),
         "fabric": [],
         "warnings": warnings,
-        "initramfs": {"apt": "update-initramfs -u -k all", "dnf": "dracut --force --regenerate-all"}[row["manager"]],
         "runfile": {},
     }
     plan["headers"] = headers_of(name, str(host.get("kernel") or "")) if host.get("kernel") else []

@@ -52,7 +52,7 @@ if [ -e /lib/systemd/system/nvidia-persistenced.service ] || [ -e /usr/lib/syste
 # an initramfs that is older than the blacklist brings nouveau back with the next boot
 list=/etc/modprobe.d/blacklist-nouveau.conf
 for image in "/boot/initrd.img-$kernel" "/boot/initramfs-$kernel.img" $(ls -t /boot/initrd.img-* 2>/dev/null | head -n 1); do
-  if [ -e "$image" ] && [ -e "$list" ]; then
+  if [ -e "$image" ] && [ -e "$list" ] && { command -v update-initramfs || command -v dracut; } >/dev/null; then
     if [ "$image" -ot "$list" ]; then echo 'initramfs stale'; else echo 'initramfs fresh'; fi
     break
   fi
