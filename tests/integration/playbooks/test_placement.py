@@ -104,3 +104,10 @@ def test_a_host_that_is_too_small_or_too_old_is_refused_with_the_numbers(look: A
         assert part in text, text
     assert "vllm" not in text
     assert [line for line in told["gpu-2"]["faults"] if "gpus" in line or "driver" in line] == [], "CUDA 12.6 runs on this driver"
+
+
+def test_what_no_driver_shows_yet_is_not_refused(look: Any) -> None:
+    run, told = look({"gpu-1": [{"model": "M3E-large", "port": 8002, "gpus": [7]}]}, nvidia_driver_awaited=True)
+    assert run.rc == 0 and run.stats["changed"] == {}, run.stdout
+    assert [line for line in told["gpu-1"]["faults"] if "gpus" in line] == []
+    assert "GPU 7" not in plain(run.stdout), "what nobody has looked at is not shown as placed"
