@@ -45,7 +45,12 @@ def run(tmp_path: pathlib.Path) -> Any:
         playbook.write_text(PLAY.format(role=role, entry=entry))
         environment = {name: os.environ[name] for name in ("LAB_NET", "LAB_HOME")}
         return run_playbook(
-            playbook, [str(ROOT / "molecule" / "gpu_hosts" / "hosts.yml")], tmp_path / "run", extravars=variables, environment=environment, quiet=True
+            playbook,
+            [str(ROOT / "molecule" / "gpu_hosts" / "inventory" / "hosts.yml")],
+            tmp_path / "run",
+            extravars=variables,
+            environment=environment,
+            quiet=True,
         )
 
     return play

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What stands of NVIDIA's container toolkit, one fact a line. Changes nothing.
 set -u
 export LC_ALL=C

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What stands on this host, one fact a line; read by the filter nvidia_driver_state. Changes nothing, needs nothing that a bare host lacks.
 set -u
 export LC_ALL=C
@@ -51,7 +52,7 @@ if [ -e /lib/systemd/system/nvidia-persistenced.service ] || [ -e /usr/lib/syste
 
 # an initramfs that is older than the blacklist brings nouveau back with the next boot
 list=/etc/modprobe.d/blacklist-nouveau.conf
-for image in "/boot/initrd.img-$kernel" "/boot/initramfs-$kernel.img" $(ls -t /boot/initrd.img-* 2>/dev/null | head -n 1); do
+for image in "/boot/initrd.img-$kernel" "/boot/initramfs-$kernel.img" /boot/initrd.img-*; do
   if [ -e "$image" ] && [ -e "$list" ] && { command -v update-initramfs || command -v dracut; } >/dev/null; then
     if [ "$image" -ot "$list" ]; then echo 'initramfs stale'; else echo 'initramfs fresh'; fi
     break

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # sources.sh NAME OBSOLETE URL CONFLICTS: other lists with the same repository. Prints `file <path>` for what goes whole, `lines <path>` for a list
 # with lines of it, `signed <key>` for the key that the repository at URL has in the host's own sources, `key` where NAME's key is there.
 set -u
@@ -24,7 +25,8 @@ if [ -s "/usr/share/keyrings/$name.asc" ]; then echo key; fi
 place=${url#*://}
 for file in /etc/apt/sources.list "$folder"/*.list "$folder"/*.sources; do
   case $file in */selfhosted-fastgpt-nonfree*) continue ;; esac
-  [ -f "$file" ] && grep -qF -e "$place" "$file" || continue
+  [ -f "$file" ] || continue
+  grep -qF -e "$place" "$file" || continue
   found=$(sed -nE 's/^Signed-By: *([^ ]+)$/\1/p; s/^deb .*signed-by=([^] ]+).*/\1/p' "$file" | head -n 1)
   if [ -n "$found" ]; then
     echo "signed $found"

@@ -138,3 +138,10 @@ def test_dockers_disk_has_room_for_the_images(look: Any, there: str) -> None:
         assert re.search(r": /\S+: the images to pull \(harbor.example/hub/vllm/vllm-openai:v0.77.0\) take about 999999 GB, [0-9.]+ GB are free", line)
     else:
         assert found == []
+
+
+def test_what_no_driver_shows_yet_is_not_refused(look: Any) -> None:
+    run, told = look({"gpu-1": [{"model": "M3E-large", "port": 8002, "gpus": [7]}]}, nvidia_driver_awaited=True)
+    assert run.rc == 0 and run.stats["changed"] == {}, run.stdout
+    assert [line for line in told["gpu-1"]["faults"] if "gpus" in line] == []
+    assert "GPU 7" not in plain(run.stdout), "what nobody has looked at is not shown as placed"
