@@ -6,13 +6,13 @@
 #   by_hand.sh 172.31.82      the first three octets of the lab's network
 set -euo pipefail
 cd "$(dirname "$0")/.."
-NET=$1 APP=$1.11 GPU=$1.12 INFRA=$1.2
+APP=$1.11 GPU=$1.12 INFRA=$1.2
 SSH="ssh -o BatchMode=yes -i .lab/ssh/id_ed25519 -o UserKnownHostsFile=.lab/ssh/known_hosts"
 LOCKS=roles/model_server/files/requirements
 
 models() {
-  tar -C $LOCKS -c transformers.txt infinity.txt | $SSH ops@$GPU tar -x
-  $SSH ops@$GPU sudo env INFRA=$INFRA bash -seuo pipefail <<'END'
+  tar -C $LOCKS -c transformers.txt infinity.txt | $SSH ops@"$GPU" tar -x
+  $SSH ops@"$GPU" sudo env INFRA="$INFRA" bash -seuo pipefail <<'END'
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends python3-venv ca-certificates curl
 mkdir -p /srv/models /srv/hf/hub
@@ -41,7 +41,7 @@ END
 }
 
 services() {
-  $SSH ops@$APP sudo env APP=$APP GPU=$GPU INFRA=$INFRA bash -seuo pipefail <<'END'
+  $SSH ops@"$APP" sudo env APP="$APP" GPU="$GPU" INFRA="$INFRA" bash -seuo pipefail <<'END'
 REGISTRY=$INFRA:5000
 apt-get update -q
 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io ca-certificates curl openssl python3-pymongo

@@ -235,10 +235,10 @@ def not_whole(members: list[str], model_hosts: list[str]) -> str:
     return ""
 
 
-def wait_whole(members: list[str] = MEMBERS, model_hosts: list[str] = MODEL_HOSTS, seconds: float = WHOLE_SECONDS) -> None:
+def wait_whole(members: list[str] | None = None, model_hosts: list[str] | None = None, seconds: float = WHOLE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while True:
-        problem = not_whole(members, model_hosts)
+        problem = not_whole(members or MEMBERS, model_hosts or MODEL_HOSTS)
         if not problem:
             return
         if time.monotonic() > deadline:

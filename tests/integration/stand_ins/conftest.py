@@ -13,8 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "lab"))
 
+import test_one_api_stand_in  # noqa: E402
 from services import Service, docker, number  # noqa: E402
-from test_one_api_stand_in import OneApi, upstream  # noqa: E402,F401 - a fixture among them
+from test_one_api_stand_in import OneApi  # noqa: E402
+
+# a fixture
+upstream = test_one_api_stand_in.upstream
 
 
 @pytest.fixture(scope="session")

@@ -190,4 +190,3 @@ def test_redis_that_goes_away_breaks_the_admin_api_and_not_the_relay(node, upstr
         assert relay(api, key).status == 200
     finally:
         own.remove()
-
