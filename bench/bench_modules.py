@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "integration" / "modules")]
+sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "integration" / "modules"), str(ROOT / "tests" / "support")]
 
 from fixtures_oneapi import ACCESS_TOKEN, OneApi  # noqa: E402
 from sflab.runs import run_playbook  # noqa: E402
