@@ -5,20 +5,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pathlib
 import socket
+import tempfile
 
-# another process begins elsewhere
-_PORTS = iter(range(20000 + os.getpid() % 1000 * 8, 32000))
+# below the ephemeral ports, so that no client's connection takes one meanwhile
+_FIRST, _END = 20000, 32000
+# one counter for all processes of this user: two of them that probe at the same moment would both find a port free
+_COUNTER = pathlib.Path(tempfile.gettempdir()) / f"selfhosted-fastgpt-ports.{os.getuid()}"
 
 
 def free_port() -> int:
-    """Of 127.0.0.1, never the same twice, and below the ephemeral ports, so that no client's connection takes it meanwhile."""
-    for port in _PORTS:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+    """Of 127.0.0.1; no process of this user gets it again before all the others were handed out."""
+    with open(_COUNTER, "a+", encoding="ascii") as counter:
+        fcntl.flock(counter, fcntl.LOCK_EX)
+        counter.seek(0)
+        text = counter.read()
+        start = int(text) if text.isdigit() and _FIRST <= int(text) < _END else _FIRST
+        for port in (*range(start, _END), *range(_FIRST, start)):
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            counter.truncate(0)
+            counter.write(str(port + 1))
             return port
     raise AssertionError("no free port")
