@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class FastGpt:
             self.port = sock.getsockname()[1]
         self.env = {**os.environ, "HOSTNAME": "127.0.0.1", "PORT": str(self.port), "FASTGPT_STANDIN_CONFIG": str(directory / "config.json"),
                     "FASTGPT_VERSION": "v4.8.9", "TOKEN_KEY": "any", "DEFAULT_ROOT_PSW": "secret", **env}  # fmt: skip
-        self.log = (directory / "out").open("a")
+        self.log = (directory / "out").open("ab")
         self.start()
 
     def stop(self):
@@ -62,6 +63,7 @@ class FastGpt:
         self.process.wait()
 
     def start(self):
+        self.begin = os.fstat(self.log.fileno()).st_size
         self.process = subprocess.Popen([sys.executable, str(FASTGPT)], env=self.env, stdout=self.log, stderr=self.log)
 
     def call(self, path, body=None, token="", method="POST"):
@@ -73,6 +75,10 @@ class FastGpt:
         except urllib.error.HTTPError as exc:
             return json.loads(exc.read())
 
+    def initialised(self):
+        """Whether it has made its root user: until then it may still lose the race of the first start and end."""
+        return b"root user init:" in pathlib.Path(self.log.name).read_bytes()[self.begin :]
+
     def ready(self):
         """As its supervisor does it: an instance that lost the race of the first start is started again."""
         deadline = time.monotonic() + 60
@@ -82,7 +88,7 @@ class FastGpt:
                 self.start()
             try:
                 answer = self.call("support/user/account/loginByPassword", body)
-                if answer["code"] == 200:
+                if answer["code"] == 200 and self.initialised():
                     return answer["data"]["token"]
             except OSError:
                 pass
