@@ -40,7 +40,7 @@ REPORT = ROOT / ".bench" / "gpu.json"
 CHAT, EMBEDDING, RERANKS = "Baichuan2-7B-Chat", "M3E-large", ("bge-reranker-base", "bge-reranker-large")
 WIDTHS = (16, 8, 4)
 # a run that took longer is not repeated
-REPEATED_SECONDS = 8.0
+REPEATED_SECONDS = 6.0
 # what every phase needs at least: less is not begun
 PHASE_SECONDS = 35.0
 START_SECONDS = 150.0
@@ -310,7 +310,7 @@ class GpuBench:
         def again() -> None:
             raise outcome
 
-        self.step(name, 1, again)
+        self.step(name, 1, again, float("-inf"))
 
     def held(self, name: str, servers: dict[str, Server], when: str) -> None:
         """What each holds of the GPU, at most since this was asked last, and of the host's memory."""
@@ -323,13 +323,13 @@ class GpuBench:
                 figures["host"] = gigabytes(server.start().peak_mb)
         self.memory.forget()
 
-    def measure(self, figure: str, servers: dict[str, Server], run: Run) -> None:
+    def measure(self, figure: str, servers: dict[str, Server], run: Run, rounds: int = 0) -> None:
         for way, server in servers.items():
-            self.step(f"{figure}: {way}", RUN_SECONDS, functools.partial(self.rounds, figure, way, server, run), 5.0)
+            self.step(f"{figure}: {way}", RUN_SECONDS, functools.partial(self.rounds, figure, way, server, run, rounds or self.given.rounds), 5.0)
 
-    def rounds(self, figure: str, way: str, server: Server, run: Run) -> None:
+    def rounds(self, figure: str, way: str, server: Server, run: Run, most: int) -> None:
         costs: list[Cost] = []
-        while len(costs) < self.given.rounds:
+        while len(costs) < most:
             began = time.monotonic()
             costs.append(asyncio.run(self.limited(way, server, run)))
             self.rates.setdefault(figure, {})[way] = rated(costs)
@@ -367,7 +367,7 @@ class GpuBench:
         with self.raised(name, {way: start}) as servers:
             if way == "ours":
                 # first, while nothing else has grown the allocator's share
-                self.measure(f"{name}_whole_context", servers, asking([long]))
+                self.measure(f"{name}_whole_context", servers, asking([long]), 1)
                 self.held(name, servers, "whole_context")
             counts = (1, 8, 32) if way == "ours" else (1, 8)
             for count in counts:

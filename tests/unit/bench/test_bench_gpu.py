@@ -80,6 +80,9 @@ def test_what_does_not_fit_into_the_budget_is_left_out(tried):
     assert not one.step("long", 50, lambda: done.append(1), least=10)
     assert one.step("short", 50, lambda: done.append(2))
     assert done == [2] and one.left() <= 3 and "of the budget" in one.result["steps"][0]["skipped"]
+    one.ends -= 10
+    one.fault("of a server", bench.BenchError("no weights"))
+    assert one.result["steps"][-1]["error"] == "BenchError: no weights"
 
 
 def test_the_best_round_counts_and_both_ways_are_compared():
