@@ -9,7 +9,7 @@ BIN := .venv/bin
 export ANSIBLE_NOCOLOR ?=
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster molecule-gpu molecule-gpu-dkms bench-modules bench-door bench-models bench-site killed-runs clean
+.PHONY: help demo demo-down lab-clean test test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster molecule-gpu molecule-gpu-dkms bench-modules bench-door bench-models bench-gpu bench-site killed-runs clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bench-door: .venv/.done ## what the door costs of a model server's throughput, a
 
 bench-models: .venv/.done ## our model servers beside the way the seed's work, on this CPU, also in .bench/models.json
 	@$(BIN)/python bench/bench_models.py
+
+bench-gpu: .venv/.done ## the same on an NVIDIA GPU of this machine, with models of real shapes, also in .bench/gpu.json
+	@$(BIN)/python bench/bench_gpu.py
 
 bench-site: .venv/.done ## site.yml on 1 to 16 lab hosts beside the least that Ansible could do, also in .bench/site.json
 	@$(BIN)/python bench/bench_site.py

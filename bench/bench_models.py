@@ -28,10 +28,9 @@ import aiohttp
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "support")]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from ports import free_port  # noqa: E402
-from sflab.runs import run_playbook  # noqa: E402
 
 ROLE = ROOT / "roles" / "model_server"
 ENGINES = ROOT / ".cache" / "engines"
@@ -236,30 +235,46 @@ OURS = {
 }
 
 
-def rendered(directory: pathlib.Path, engines: dict[str, pathlib.Path]) -> dict[str, Body]:
-    """What the role itself would write into servers.json for them on a host without a GPU, with one thread each."""
-    servers = [
-        {"model": model, "port": free_port() - 10000, "engine": name, "gpus": [], "weights": {"source": "path", "path": str(MODELS / model)}}
-        for model, name in OURS.values()
-    ]
+def written(directory: pathlib.Path, engines: dict[str, pathlib.Path], servers: dict[str, Body], **more: Any) -> dict[str, Body]:
+    """What the role itself would write into servers.json for these servers, by their names here."""
     values = {
-        "bench_servers": str(directory / "servers.json"), "model_servers": servers, "model_cards_catalogue": [], "model_cards_extra": CARDS,
-        "node_address": "127.0.0.1", "model_server_threads": 1, "model_server__gpus": [], "model_server__weights": [],
-        "model_server__engine_dirs": {name: str(path) for name, path in engines.items()}, "model_server__state": str(directory / "state"),
+        "bench_servers": str(directory / "servers.json"), "model_servers": list(servers.values()), "node_address": "127.0.0.1",
+        "model_server__weights": [], "model_server__state": str(directory / "state"),
+        "model_server__engine_dirs": {name: str(path) for name, path in engines.items()},
         "model_server__legacy_dir": str(ROLE / "files" / "legacy_chat"), "model_server__legacy_files": [], "model_server__legacy_hash": "",
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, **more,
     }  # fmt: skip
     (directory / "values.json").write_text(json.dumps(values), encoding="utf-8")
-    run = run_playbook(
-        ROOT / "bench" / "model_servers.yml",
-        {"all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}},
-        directory / "runner",
-        cmdline=f"--extra-vars @{directory / 'values.json'}",
-        quiet=True,
-    )
-    if run.rc != 0:
-        raise BenchError(f"model_servers.yml fails (rc {run.rc}):\n{run.stdout[-3000:]}")
-    written = {one["instance"]: one for one in json.loads((directory / "servers.json").read_text(encoding="utf-8"))["servers"]}
-    return {name: written[str(server["port"])] for name, server in zip(OURS, servers, strict=True)}
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "--extra-vars", f"@{directory / 'values.json'}"]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(directory / "ansible")}
+    playbook = str(ROOT / "bench" / "model_servers.yml")
+    run = subprocess.run([*command, playbook], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if run.returncode != 0:
+        raise BenchError(f"model_servers.yml fails (rc {run.returncode}):\n{run.stdout[-3000:]}")
+    found = {one["instance"]: one for one in json.loads((directory / "servers.json").read_text(encoding="utf-8"))["servers"]}
+    return {name: found[str(server["port"])] for name, server in servers.items()}
+
+
+def rendered(directory: pathlib.Path, engines: dict[str, pathlib.Path]) -> dict[str, Body]:
+    """Our servers on a host without a GPU, with one thread each."""
+    servers = {
+        name: {"model": model, "port": free_port() - 10000, "engine": one, "gpus": [], "weights": {"source": "path", "path": str(MODELS / model)}}
+        for name, (model, one) in OURS.items()
+    }
+    return written(directory, engines, servers, model_cards_catalogue=[], model_cards_extra=CARDS, model_server_threads=1, model_server__gpus=[])
+
+
+def path_of(server: Body) -> str:
+    """Of the requests that one is asked."""
+    return str(server["probe"]["url"]).removeprefix(f"http://127.0.0.1:{server['port']}")
+
+
+def launched(name: str, server: Body, probe: Body, directory: pathlib.Path, log: pathlib.Path) -> Server:
+    """Started by the role's own launcher, as systemd starts it."""
+    environment = {**os.environ, "MODEL_SERVER_CONFIG": str(directory / "servers.json")}
+    pathlib.Path(server["cwd"]).mkdir(parents=True, exist_ok=True)
+    command = ["python3", "-I", str(ROLE / "files" / "model_server.py"), "launch", server["instance"]]
+    return Server(name, server["port"], path_of(server), probe, command, environment, log)
 
 
 class Server:
@@ -272,10 +287,10 @@ class Server:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         self.ready = 0.0
 
-    async def wait(self) -> None:
+    async def wait(self, seconds: float = START_SECONDS) -> None:
         """Until it answers a real request; one that loads its model with the first is not ready earlier."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-            while time.monotonic() < self.began + START_SECONDS:
+            while time.monotonic() < self.began + seconds:
                 if self.process.poll() is not None:
                     break
                 with contextlib.suppress(aiohttp.ClientConnectionError):
@@ -306,6 +321,105 @@ class Server:
         self.process.wait()
 
 
+def baseline(kind: str, beside: Body, path: str, probe: Body, log: pathlib.Path, seed: pathlib.Path | None, device: str = "cpu") -> Server:
+    """With torch, transformers and tokenizers of the engine that it is compared to, and the same variables of threads, GPUs and hubs."""
+    port = free_port()
+    environment = {name: value for name, value in beside["env"].items() if not name.startswith("INFINITY_")}
+    environment["HOME"] = environment["HF_HOME"] = str(log.parent)
+    if kind != "chat" and seed:
+        environment["PYTHONPATH"] = str(seed)
+    python = str(pathlib.Path(beside["engine_dir"]) / "bin" / "python")
+    command = [python, str(ROOT / "bench" / "seed_servers.py"), kind, beside["weights"], str(port), device]
+    return Server(f"baseline of {beside['model']}", port, path, probe, command, environment, log)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+Answered = tuple[str, Body, bytes]
+# what was said, by way and prompt
+Texts = dict[tuple[str, str], str]
+
+
+async def measured(way: str, server: Server, run: Run) -> Cost:
+    cpu, began = server.cpu(), time.perf_counter()
+    items, firsts = await run(way, server)
+    seconds = time.perf_counter() - began
+    return Cost(items / seconds, 1000 * (server.cpu() - cpu) / items, firsts)
+
+
+def posting(bodies: list[Body], clients: int, items: int, answered: list[Answered]) -> Run:
+    """Each client sends its share of the bodies, one when the last is answered."""
+
+    async def ask(way: str, server: Server) -> tuple[int, tuple[float, ...]]:
+        # a blocked server closes a connection that it had no time to look at
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
+
+            async def client(share: list[Body]) -> list[Answered]:
+                answers = []
+                for body in share:
+                    async with session.post(server.url, json=adapted(way, body)) as answer:
+                        data = await answer.read()
+                        if answer.status != 200:
+                            raise BenchError(f"{server.name}: {answer.status} {data[:500]!r}")
+                        answers.append((way, body, data))
+                return answers
+
+            for share in await asyncio.gather(*(client(bodies[at::clients]) for at in range(clients))):
+                answered.extend(share)
+        return items * len(bodies), ()
+
+    return ask
+
+
+def scored(way: str, answer: Any, documents: int) -> dict[int, float]:
+    if way != "baseline":
+        scores = {row["index"]: row["relevance_score"] for row in answer["results"]}
+    else:
+        scores = {int(row["id"]): row["score"] for row in answer["data"]}
+    if sorted(scores) != list(range(documents)):
+        raise BenchError(f"{way}: scores of {len(scores)} documents for {documents}")
+    return scores
+
+
+async def stream(server: Server, session: aiohttp.ClientSession, body: Body) -> tuple[float, str]:
+    """Seconds until the first token, and what was said."""
+    began, first, parts = time.perf_counter(), 0.0, []
+    async with session.post(server.url, json=body) as answer:
+        if answer.status != 200:
+            raise BenchError(f"{server.name}: {answer.status} {(await answer.text())[:500]}")
+        async for line in answer.content:
+            if line.startswith(b"data: {"):
+                choices = json.loads(line[6:])["choices"]
+                text = choices[0]["delta"].get("content") if choices else None
+                if text:
+                    first = first or time.perf_counter() - began
+                    parts.append(text)
+    text = "".join(parts)
+    if len(text) != body["max_tokens"]:  # each token of these models is one character
+        raise BenchError(f"{server.name}: {len(text)} tokens instead of {body['max_tokens']}: {text!r}")
+    return first, text
+
+
+def streaming(model: str, prompts: list[str], tokens: int, texts: Texts, times: int = 1) -> Run:
+    """A stream for each of the prompts at once."""
+
+    async def ask(way: str, server: Server) -> tuple[int, tuple[float, ...]]:
+        async def one(session: aiohttp.ClientSession, prompt: str) -> float:
+            body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0, "stream": True}
+            first, texts[way, prompt] = await stream(server, session, body)
+            return first
+
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
+            firsts: list[float] = []
+            for _unused in range(times):
+                firsts += await asyncio.gather(*(one(session, prompt) for prompt in prompts))
+        return tokens * len(prompts) * times, tuple(firsts)
+
+    return ask
+
+
 class Bench:
     def __init__(self, directory: pathlib.Path, tried: dict[str, str]) -> None:
         self.directory, self.tried = directory, tried
@@ -318,20 +432,14 @@ class Bench:
         self.figures = Figures({}, {})
 
     def ours(self, name: str, probe: Body) -> Server:
-        """Started by the role's own launcher, as systemd starts it."""
         server = self.servers[name]
-        path = server["probe"]["url"].removeprefix(f"http://127.0.0.1:{server['port']}")
-        environment = {**os.environ, "MODEL_SERVER_CONFIG": str(self.directory / "servers.json")}
-        pathlib.Path(server["cwd"]).mkdir(parents=True, exist_ok=True)
-        command = ["python3", "-I", str(ROLE / "files" / "model_server.py"), "launch", server["instance"]]
-        return Server(name, server["port"], path, probe, command, environment, self.directory / f"{server['instance']}.log")
+        return launched(name, server, probe, self.directory, self.directory / f"{server['instance']}.log")
 
     def varied(self, name: str, probe: Body) -> Server:
         """The same engine with what is tried beside what the role writes."""
         server, port = self.servers[name], free_port()
-        path = server["probe"]["url"].removeprefix(f"http://127.0.0.1:{server['port']}")
         environment = {**server["env"], **self.tried, "INFINITY_PORT": str(port)}
-        return Server(f"{name}, tried", port, path, probe, server["argv"], environment, self.directory / f"tried-{name}.log")
+        return Server(f"{name}, tried", port, path_of(server), probe, server["argv"], environment, self.directory / f"tried-{name}.log")
 
     def ways(self, model: str, kind: str, path: str, probe: Body) -> dict[str, Callable[[], Server]]:
         """The three servers of an embedding or rerank model."""
@@ -339,15 +447,7 @@ class Bench:
         return {**ways, "tried": lambda: self.varied(model, probe)} if self.tried else ways
 
     def baseline(self, kind: str, model: str, path: str, probe: Body) -> Server:
-        """With torch, transformers and tokenizers of the engine that it is compared to, and the same variables of threads and hubs."""
-        port = free_port()
-        beside = self.servers[model]
-        environment = {name: value for name, value in beside["env"].items() if not name.startswith("INFINITY_")}
-        environment["HOME"] = environment["HF_HOME"] = str(self.directory)
-        if kind != "chat":
-            environment["PYTHONPATH"] = str(self.seed)
-        command = [str(pathlib.Path(beside["engine_dir"]) / "bin" / "python"), str(ROOT / "bench" / "seed_servers.py"), kind, str(MODELS / model), str(port)]
-        return Server(f"baseline of {model}", port, path, probe, command, environment, self.directory / f"baseline-{model}.log")
+        return baseline(kind, self.servers[model], path, probe, self.directory / f"baseline-{model}.log", self.seed)
 
     @contextlib.contextmanager
     def raised(self, kind: str, start: dict[str, Callable[[], Server]]) -> Iterator[dict[str, Server]]:
@@ -371,10 +471,7 @@ class Bench:
             order = list(servers.items())
             for way, server in order[::-1] if turn % 2 else order:
                 server.pause(False)
-                cpu, began = server.cpu(), time.perf_counter()
-                items, firsts = asyncio.run(run(way, server))
-                seconds = time.perf_counter() - began
-                costs[way].append(Cost(items / seconds, 1000 * (server.cpu() - cpu) / items, firsts))
+                costs[way].append(asyncio.run(measured(way, server, run)))
                 server.pause(True)
         self.figures.costs[name] = costs
         show(name, costs)
@@ -382,29 +479,9 @@ class Bench:
     # ------------------------------------------------------------ embeddings and rerank
 
     def batches(self, name: str, servers: dict[str, Server], bodies: list[Body], clients: int, items: int, check: Callable[[str, Body, Any], None]) -> None:
-        """Each client sends its share of the bodies, one when the last is answered; what is counted is what was answered right."""
-
-        async def ask(way: str, server: Server) -> tuple[int, tuple[float, ...]]:
-            # a blocked server closes a connection that it had no time to look at
-            connector = aiohttp.TCPConnector(force_close=True)
-            async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
-
-                async def client(share: list[Body]) -> list[tuple[Body, bytes]]:
-                    answers = []
-                    for body in share:
-                        async with session.post(server.url, json=adapted(way, body)) as answer:
-                            data = await answer.read()
-                            if answer.status != 200:
-                                raise BenchError(f"{server.name}: {answer.status} {data[:500]!r}")
-                            answers.append((body, data))
-                    return answers
-
-                found = await asyncio.gather(*(client(bodies[at::clients]) for at in range(clients)))
-            answered.extend((way, body, data) for share in found for body, data in share)
-            return items * len(bodies), ()
-
-        answered: list[tuple[str, Body, bytes]] = []
-        self.measure(name, servers, ROUNDS, ask)
+        """What is counted is what was answered right."""
+        answered: list[Answered] = []
+        self.measure(name, servers, ROUNDS, posting(bodies, clients, items, answered))
         for way, body, data in answered:
             check(way, body, json.loads(data))
 
@@ -434,12 +511,7 @@ class Bench:
             return {"model": "rerank", "query": hanzi(rng, 8, 24), "documents": [hanzi(rng, *PASSAGE) for _unused in range(30)]}
 
         def check(way: str, sent: Body, answer: Any) -> None:
-            if way != "baseline":
-                scores = {row["index"]: row["relevance_score"] for row in answer["results"]}
-            else:
-                scores = {int(row["id"]): row["score"] for row in answer["data"]}
-            if sorted(scores) != list(range(30)):
-                raise BenchError(f"{way}: scores of {len(scores)} documents for 30")
+            scores = scored(way, answer, 30)
             previous = seen.setdefault(sent["query"], scores) if way != "tried" else scores
             # the same pairs through the same weights; both put a sigmoid behind the logit
             if any(abs(previous[at] - scores[at]) > 1e-3 for at in scores):
@@ -457,37 +529,10 @@ class Bench:
     def chat(self) -> None:
         rng = random.Random(3)  # noqa: S311
         questions, long = [hanzi(rng, *SHORT) for _unused in range(32)], [hanzi(rng, *LONG) for _unused in range(8)]
-        texts: dict[tuple[str, str], str] = {}
-
-        async def stream(way: str, server: Server, session: aiohttp.ClientSession, prompt: str) -> float:
-            body = {"model": "chat", "messages": [{"role": "user", "content": prompt}], "max_tokens": NEW_TOKENS, "temperature": 0, "stream": True}
-            began, first, parts = time.perf_counter(), 0.0, []
-            async with session.post(server.url, json=body) as answer:
-                if answer.status != 200:
-                    raise BenchError(f"{server.name}: {answer.status} {(await answer.text())[:500]}")
-                async for line in answer.content:
-                    if line.startswith(b"data: {"):
-                        choices = json.loads(line[6:])["choices"]
-                        text = choices[0]["delta"].get("content") if choices else None
-                        if text:
-                            first = first or time.perf_counter() - began
-                            parts.append(text)
-            text = "".join(parts)
-            if len(text) != NEW_TOKENS:  # each token of this model is one character
-                raise BenchError(f"{server.name}: {len(text)} tokens instead of {NEW_TOKENS}: {text!r}")
-            texts[way, prompt] = text
-            return first
+        texts: Texts = {}
 
         def asking(prompts: list[str], times: int = 1) -> Run:
-            async def ask(way: str, server: Server) -> tuple[int, tuple[float, ...]]:
-                connector = aiohttp.TCPConnector(limit=0, force_close=True)
-                async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
-                    firsts: list[float] = []
-                    for _unused in range(times):
-                        firsts += await asyncio.gather(*(stream(way, server, session, prompt) for prompt in prompts))
-                return NEW_TOKENS * len(prompts) * times, tuple(firsts)
-
-            return ask
+            return streaming("chat", prompts, NEW_TOKENS, texts, times)
 
         probe = {"model": "chat", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "temperature": 0, "stream": True}
         start = {

@@ -4,7 +4,7 @@
 """The way in which the seed's three servers work, written anew and without their faults: the baseline of `make bench-models`.
 
 Each blocks its event loop for as long as a request takes, so requests are served one after another. Runs inside an engine's
-environment: python bench/seed_servers.py KIND MODEL PORT.
+environment: python bench/seed_servers.py KIND MODEL PORT [DEVICE].
 """
 
 import json
@@ -18,7 +18,7 @@ import uvicorn
 DIMENSIONS = 1536
 
 
-def embedding(path: str) -> Any:
+def embedding(path: str, device: str) -> Any:
     """Texts one by one, each vector widened to 1536 numbers by its products."""
     import numpy
     from fastapi import FastAPI
@@ -36,7 +36,7 @@ def embedding(path: str) -> Any:
         data: list[Any]
         usage: dict[str, int]
 
-    model = SentenceTransformer(path, device="cpu")
+    model = SentenceTransformer(path, device=device)
     app = FastAPI()
 
     def widened(vector: Any) -> Any:
@@ -55,7 +55,7 @@ def embedding(path: str) -> Any:
     return app
 
 
-def rerank(path: str) -> Any:
+def rerank(path: str, device: str) -> Any:
     """All pairs of a request in one call."""
     from fastapi import FastAPI
     from pydantic import BaseModel
@@ -69,7 +69,7 @@ def rerank(path: str) -> Any:
         query: str
         inputs: list[Input]
 
-    model = CrossEncoder(path, max_length=512, device="cpu")
+    model = CrossEncoder(path, max_length=512, device=device)
     app = FastAPI()
 
     @app.post("/v1/rerank")
@@ -81,7 +81,7 @@ def rerank(path: str) -> Any:
     return app
 
 
-def chat(path: str) -> Any:
+def chat(path: str, device: str) -> Any:
     """A generator that waits for the model, inside a coroutine. The new tokens come from a thread, as in Baichuan2's `chat`."""
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -90,7 +90,8 @@ def chat(path: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    model: Any = AutoModelForCausalLM.from_pretrained(path)
+    # in 16 bit on a GPU, as the seed loads it there
+    model: Any = AutoModelForCausalLM.from_pretrained(path, **({} if device == "cpu" else {"dtype": "auto", "device_map": {"": device}}))
     model.eval()
 
     def chunk(delta: dict[str, str], reason: str | None) -> str:
@@ -99,7 +100,7 @@ def chat(path: str) -> Any:
 
     async def stream(messages: list[dict[str, str]], most: int) -> AsyncIterator[str]:
         yield chunk({"role": "assistant"}, None)
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(device)
         streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
         worker = threading.Thread(target=model.generate, kwargs={**ids, "streamer": streamer, "max_new_tokens": most, "do_sample": False})
         worker.start()
@@ -118,5 +119,5 @@ def chat(path: str) -> Any:
 
 
 if __name__ == "__main__":
-    kind, path, port = sys.argv[1:]
-    uvicorn.run({"embedding": embedding, "rerank": rerank, "chat": chat}[kind](path), host="127.0.0.1", port=int(port), log_level="warning")
+    kind, path, port, device = (*sys.argv[1:], "cpu")[:4]
+    uvicorn.run({"embedding": embedding, "rerank": rerank, "chat": chat}[kind](path, device), host="127.0.0.1", port=int(port), log_level="warning")

@@ -35,13 +35,14 @@ TEMPLATE = (
 )
 
 
-def embedding(directory: Path, layers: int, hidden: int, heads: int) -> None:
+def embedding(directory: Path, layers: int, hidden: int, heads: int, vocabulary: int = 0) -> None:
     """As m3e: a BERT with one token per Chinese character, mean pooling, nothing behind it."""
     directory.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{one}" for one in LETTERS), *HANZI]
     (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizerFast(str(directory / "vocab.txt"), model_max_length=CONTEXT).save_pretrained(directory)
-    config = BertConfig(vocab_size=len(words), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * hidden)
+    size = max(len(words), vocabulary)
+    config = BertConfig(vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * hidden)
     BertModel(config).save_pretrained(directory)
     part = "sentence_transformers.models"
     pooling = directory / "1_Pooling"
@@ -58,7 +59,7 @@ def embedding(directory: Path, layers: int, hidden: int, heads: int) -> None:
     )
 
 
-def rerank(directory: Path) -> None:
+def rerank(directory: Path, layers: int = 6, hidden: int = 384, heads: int = 12, vocabulary: int = 0) -> None:
     """As bge-reranker: XLM-RoBERTa with one label, and its pairs <s> query </s></s> document </s>."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [(one, 0.0) for one in special] + [(one, -8.0 - at / 10000) for at, one in enumerate(["▁", *LETTERS, *HANZI])]
@@ -72,7 +73,8 @@ def rerank(directory: Path) -> None:
         model_max_length=CONTEXT,
     ).save_pretrained(directory)  # fmt: skip
     config = XLMRobertaConfig(
-        vocab_size=len(pieces), hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=1,
+        vocab_size=max(len(pieces), vocabulary), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * hidden, num_labels=1,
         max_position_embeddings=CONTEXT + 2, type_vocab_size=1, bos_token_id=0, pad_token_id=1, eos_token_id=2,
     )  # fmt: skip
     XLMRobertaForSequenceClassification(config).save_pretrained(directory)
