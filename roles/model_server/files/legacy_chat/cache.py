@@ -171,9 +171,10 @@ class Layout:
         pairs, out = self.pairs(past), []
         if self.native:
             past.layers.clear()
+        wanted = torch.tensor(rows, device=pairs[0][0].device)
         for layer in range(len(pairs)):
             key, value = (
-                one.index_select(self.batch, torch.tensor(rows, device=one.device)).narrow(self.sequence, cut, one.shape[self.sequence] - cut)
+                one.index_select(self.batch, wanted.to(one.device)).narrow(self.sequence, cut, one.shape[self.sequence] - cut)
                 for one in pairs[layer])
             out.append((key, value))
             pairs[layer] = None  # type: ignore[call-overload]

@@ -166,6 +166,8 @@ class Scheduler:
             self._accept(job)
         self._drop_cancelled()
         self._admit()
+        # a first token does not wait for the second
+        self._flush()
         if self.running:
             self._step()
         self._flush()
