@@ -61,10 +61,10 @@ sanity: .venv/.done ## ansible-test sanity
 
 integration: .venv/.done ## modules against a real mongod and One-API's stand-in, its nodes on real databases, the door with a real nginx
 	@echo "=== module integration tests"
-	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/modules
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 3 tests/integration/modules
 	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/door
 	$(BIN)/python lab/lab.py prepare
-	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 tests/integration/stand_ins
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/integration/stand_ins
 
 engines: .venv/.done ## our chat engine and the clients of the model hubs, each in the environment that a model host gets
 	@echo "=== engine tests"

@@ -66,7 +66,7 @@ class Watch:
     """The process lists of the hosts, taken all the time."""
 
     def __enter__(self) -> Watch:
-        loop = "while :; do sudo ps axww -o args; sleep 0.3; done"
+        loop = "sudo sh -c 'while :; do ps axww -o args; sleep 0.3; done'"
         self.runs = [subprocess.Popen([*SSH, f"ops@{ip}", loop], stdout=subprocess.PIPE, text=True) for ip in HOSTS.values()]
         self.lines: set[str] = set()
         self.threads = [threading.Thread(target=self.read, args=(run,), daemon=True) for run in self.runs]

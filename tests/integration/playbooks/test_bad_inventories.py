@@ -26,13 +26,20 @@ UNREAD: dict[str, dict[str, Any]] = {case["name"]: case for case in TABLE["refus
 HOSTS: dict[str, dict[str, Any]] = {case["name"]: case for case in TABLE["refused by the look at the host"]}
 
 
-PER_RUN = 4
+PER_RUN = 6
+SERVERS = {f"model_servers[{number}]" for number in range(3)}
 
 
 def changed(case: dict[str, Any]) -> set[str]:
-    """The variables and groups that a case changes."""
+    """The variables, groups and model servers that a case changes."""
     names = set(case.get("vars") or {}) | set(yaml.safe_load(case["typed"]) if "typed" in case and "file" not in case else ())
-    return names | ({"model_servers"} if "servers" in case else set()) | ({"groups", "node_address", "model_servers"} if "groups" in case else set())
+    servers: dict[int, Any] = case.get("servers") or {}
+    if "groups" in case:
+        names |= {"groups", "node_address"}
+    # without one of them the others have other numbers
+    if "groups" in case or "model_servers" in names or None in servers.values() or set(servers) - {0, 1, 2}:
+        names |= SERVERS
+    return (names - {"model_servers"}) | {f"model_servers[{number}]" for number in servers}
 
 
 def lonely(case: dict[str, Any]) -> bool:
