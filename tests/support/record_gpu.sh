@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a host with NVIDIA GPUs says to those who ask as the module gpu_facts does, for the tests: record_gpu.sh DIRECTORY
 # Standard output, error output and code of each command, what the module reads of /sys, and what the module makes of it. UUIDs, serial numbers
-# and other numbers of the single device are zeroed, and programs lose their names. It changes nothing, and goes on where a command fails or is not there. PYTHONPATH needs ansible-core.
+# and other numbers of the single device are zeroed, and programs lose their names. It changes nothing, and goes on where a command fails or is
+# not there. PYTHONPATH needs ansible-core.
 set -uo pipefail
 to=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.." || exit
