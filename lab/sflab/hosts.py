@@ -116,20 +116,23 @@ def write_known_hosts(addresses: dict[str, Path]) -> None:
     write_if_changed(path, "\n".join(sorted(lines)) + "\n", 0o600)
 
 
-GPU_NAME, GPU_MEMORY_MB, GPU_DRIVER = "NVIDIA GeForce RTX 4090", 24564, "580.95.05"
+GPU_NAME, GPU_MEMORY_MB, GPU_RESERVED_MB, GPU_DRIVER = "NVIDIA GeForce RTX 4090", 24564, 480, "580.95.05"
 NVIDIA_SMI = """#!/usr/bin/python3
-# Pretends to be nvidia-smi of a host with {gpus} GPUs: the queries that the collection sends, as the real one answers them.
-import sys
+# Pretends to be nvidia-smi of a host with {gpus} GPUs: the queries that the collection sends, as the real one (580.159.04) answers them.
+import sys, time
 GPUS = {gpus}
 KNOWN = {{"index": "{{i}}", "name": "{name}", "uuid": "GPU-00000000-0000-0000-0000-00000000000{{i}}", "pci.bus_id": "00000000:0{{i}}:00.0",
-         "memory.total": "{memory}", "memory.used": "1", "memory.free": "{free}", "compute_cap": "8.9", "driver_version": "{driver}",
-         "mig.mode.current": "[N/A]", "utilization.gpu": "0", "persistence_mode": "Enabled"}}
+         "memory.total": "{memory}", "memory.used": "0", "memory.reserved": "{reserved}", "memory.free": "{free}",
+         "compute_cap": "8.9", "driver_version": "{driver}", "mig.mode.current": "[N/A]", "utilization.gpu": "0", "persistence_mode": "Enabled"}}
+if "-i" in sys.argv and not set(sys.argv[sys.argv.index("-i") + 1].split(",")) <= {{str(i) for i in range(GPUS)}}:
+    print("No devices were found")
+    sys.exit(6)
 query = next((word.split("=", 1)[1] for word in sys.argv if word.startswith("--query-gpu=")), None)
 if query:
     columns = query.split(",")
     unknown = [column for column in columns if column.strip() not in KNOWN]
     if unknown:
-        print('Field "%s" is not a valid field to query.' % unknown[0])
+        print('Field "%s" is not a valid field to query.\\n' % unknown[0])
         sys.exit(2)
     for i in range(GPUS):
         print(", ".join(KNOWN[column.strip()].format(i=i) for column in columns))
@@ -138,8 +141,18 @@ elif any(word.startswith("--query-compute-apps") for word in sys.argv):
 elif "-L" in sys.argv:
     for i in range(GPUS):
         print("GPU %d: {name} (UUID: GPU-00000000-0000-0000-0000-00000000000%d)" % (i, i))
+elif "-q" in sys.argv:
+    print("\\n==============NVSMI LOG==============\\n")
+    for name, value in ("Timestamp", time.strftime("%a %b %e %H:%M:%S %Y")), ("Driver Version", "{driver}"), ("CUDA Version", "13.0"):
+        print("%-54s : %s" % (name, value))
+    print("\\n%-54s : %d" % ("Attached GPUs", GPUS))
+    for i in range(GPUS):
+        print("GPU 00000000:0%d:00.0\\n    FB Memory Usage" % i)
+        for name, value in ("Total", "{memory}"), ("Reserved", "{reserved}"), ("Used", "0"), ("Free", "{free}"):
+            print("        %-46s : %s MiB" % (name, value))
+    print()
 else:
-    print("| NVIDIA-SMI {driver}            Driver Version: {driver}      CUDA Version: 13.0     |")
+    print("| NVIDIA-SMI %-22s Driver Version: %-14s CUDA Version: %-9s|" % ("{driver}", "{driver}", "13.0"))
 """
 
 
@@ -151,7 +164,7 @@ def gpu_files(gpus: int) -> dict[str, tuple[str, int]]:
     devices = [{"name": str(index), "containerEdits": {"deviceNodes": [{"path": node}]}} for index, node in enumerate(nodes)]
     devices.append({"name": "all", "containerEdits": {"deviceNodes": [{"path": node} for node in nodes]}})
     specification = {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}}
-    smi = NVIDIA_SMI.format(gpus=gpus, name=GPU_NAME, memory=GPU_MEMORY_MB, free=GPU_MEMORY_MB - 1, driver=GPU_DRIVER)
+    smi = NVIDIA_SMI.format(gpus=gpus, name=GPU_NAME, memory=GPU_MEMORY_MB, reserved=GPU_RESERVED_MB, free=GPU_MEMORY_MB - GPU_RESERVED_MB, driver=GPU_DRIVER)
     return {
         "usr/bin/nvidia-smi": (smi, 0o755),
         "etc/cdi/nvidia.yaml": (json.dumps(specification, indent=2) + "\n", 0o644),

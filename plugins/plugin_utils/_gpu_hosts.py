@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils._gpus import NAMES, capability_of
 from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import fault, shown
 
-# How far a row can be trusted. Nothing here has seen a real GPU yet.
+# How far a row can be trusted. No row has seen a real GPU yet; the module gpu_facts has.
 LAB = "lab"  # run in the lab, without a GPU and with stub packages
 UNRUN = "not run"  # after the vendor's documentation
 BEST_EFFORT = "best effort"  # the vendor has stopped

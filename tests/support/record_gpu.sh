@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a host with NVIDIA GPUs says to those who ask as the module gpu_facts does, for the tests: record_gpu.sh DIRECTORY
 # Standard output, error output and code of each command, what the module reads of /sys, and what the module makes of it. UUIDs, serial numbers
-# and other numbers of the single device are zeroed. It changes nothing, and goes on where a command fails or is not there. PYTHONPATH needs ansible-core.
+# and other numbers of the single device are zeroed, and programs lose their names. It changes nothing, and goes on where a command fails or is
+# not there. PYTHONPATH needs ansible-core.
 set -uo pipefail
 to=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.." || exit
@@ -35,23 +36,15 @@ keep kernel uname -r
 keep secure_boot mokutil --sb-state
 keep devices sh -c 'ls -l /dev/nvidia*'
 
+# a path and what is there, since the names of these folders may not be in a repository
 for device in /sys/bus/pci/devices/*; do
   [ -e "$device/vendor" ] || continue
-  copy=$to$device
-  mkdir -p "$copy"
   for file in vendor class device subsystem_vendor subsystem_device; do
-    cat "$device/$file" >"$copy/$file" 2>/dev/null || rm -f "$copy/$file"
+    [ -r "$device/$file" ] && echo "${device#/sys/}/$file $(cat "$device/$file")"
   done
-  if [ -e "$device/driver" ]; then
-    driver=$(basename "$(readlink -f "$device/driver")")
-    mkdir -p "$to/sys/bus/pci/drivers/$driver"
-    ln -sfn "../../drivers/$driver" "$copy/driver"
-  fi
-done
-if [ -e /sys/module/nvidia/version ]; then
-  mkdir -p "$to/sys/module/nvidia"
-  cat /sys/module/nvidia/version >"$to/sys/module/nvidia/version"
-fi
+  [ -e "$device/driver" ] && echo "${device#/sys/}/driver $(basename "$(readlink -f "$device/driver")")"
+done >"$to/sysfs.txt"
+[ -e /sys/module/nvidia/version ] && echo "module/nvidia/version $(cat /sys/module/nvidia/version)" >>"$to/sysfs.txt"
 
 # shellcheck disable=SC2016
 keep module sh -c 'echo "{\"ANSIBLE_MODULE_ARGS\": {}}" | "$0" -m ansible_collections.selfhosted.fastgpt.plugins.modules.gpu_facts' "$python"
@@ -61,4 +54,6 @@ keep module_own sh -c 'echo "{\"ANSIBLE_MODULE_ARGS\": {\"own_services\": [\"sel
 find "$to" -type f \( -name '*.out' -o -name '*.err' \) -print0 | xargs -0 sed -E -i \
   -e 's/(GPU|MIG)-[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}/\1-00000000-0000-0000-0000-000000000000/g' \
   -e 's#<(serial|gpu_pdi|pdi|platformInfo|chassis_serial_number|gpu_guid|module_guid|cluster_uuid|uuid_ib)>[^<]*<#<\1>0<#g' \
+  -e 's#<process_name>[^<]*<#<process_name>program<#g' \
+  -e 's#^(\|.* (C|G|C\+G|M\+C) +)[^ ]+( +[0-9]+MiB \|)$#\1program\3#' \
   -e 's/^( *(Serial Number|Chassis Serial Number|GPU PDI|GPU GUID|ClusterUUID) *: ).*/\10/'

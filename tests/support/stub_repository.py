@@ -31,9 +31,11 @@ if [ -z "$loaded" ]; then
 fi
 if [ "$loaded" != "$version" ]; then echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18; fi
 case "$1" in
-  --query-gpu=*) for i in 0 1; do echo "$i, STUB GPU, GPU-$i, 00000000:0$((i + 1)):00.0, 46068, 1, $version, 8.9, [N/A]"; done;;
-  -q) echo 'CUDA Version : 13.0';;
-  -L) printf '%s\\n' 'GPU 0: STUB GPU (UUID: GPU-0)' 'GPU 1: STUB GPU (UUID: GPU-1)';;
+  --query-gpu=*)
+    for i in 0 1; do echo "$i, STUB GPU, GPU-00000000-0000-0000-0000-00000000000$i, 00000000:0$((i + 1)):00.0, 46068, 0, $version, 8.9, [N/A]"; done;;
+  -q) printf '%-54s : %s\\n' 'Driver Version' "$version" 'CUDA Version' 13.0;;
+  -L) printf '%s\\n' 'GPU 0: STUB GPU (UUID: GPU-00000000-0000-0000-0000-000000000000)' \\
+    'GPU 1: STUB GPU (UUID: GPU-00000000-0000-0000-0000-000000000001)';;
 esac
 """
 # As DKMS does it: no headers, no module, and apt ends well.

@@ -50,5 +50,5 @@ def test_a_wrong_page_is_found(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
 
 def test_no_row_claims_real_hardware() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert "**Nothing here has been run on a real GPU.**" in text
+    assert "**No role and no row here has been run on a host with a real GPU.**" in text
     assert {row["support"] for row in table.PLATFORMS.values()} <= {table.LAB, table.UNRUN, table.BEST_EFFORT, table.EXPERIMENTAL}

@@ -1,7 +1,8 @@
 # Copyright: selfhosted.fastgpt contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""GPUs from the bus and from nvidia-smi. The outputs are written by hand after the forms in which nvidia-smi is known to answer."""
+"""GPUs from the bus and from nvidia-smi. The outputs are written by hand after the forms in which nvidia-smi is known to answer;
+test_gpus_recorded.py has those of a real GPU."""
 
 from __future__ import annotations
 
