@@ -268,3 +268,10 @@ def test_a_tail_is_a_tensor_for_all_but_the_one_call() -> None:
     assert torch.cat([tail(past, 1), tail(past, 1)], dim=1).shape == (1, 4, 3)
     assert torch.cat([tail(past, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3)], dim=1).shape == (1, 4, 3)
     assert past.tolist() == torch.arange(6.0).view(1, 2, 3).tolist()
+
+
+def test_attention_makes_no_plans(own: Callable[..., Served]) -> None:
+    """cuDNN's makes one for every length of the cache, which on a GPU took more than half of each step."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    own()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
