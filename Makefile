@@ -62,7 +62,7 @@ sanity: .venv/.done ## ansible-test sanity
 integration: .venv/.done ## modules against a real mongod and One-API's stand-in, its nodes on real databases, the door with a real nginx
 	@echo "=== module integration tests"
 	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 5 --dist worksteal tests/integration/modules
-	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 4 tests/integration/door
+	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist worksteal tests/integration/door
 	$(BIN)/python lab/lab.py prepare
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/integration/stand_ins
 
