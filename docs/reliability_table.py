@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 FIGURES = ROOT / "docs" / "reliability.json"
 BEGIN = "<!-- begin figures, written by docs/reliability_table.py -->"
 END = "<!-- end figures -->"
-PARTS = ("where", "runs", "planned", "faults")
+PARTS = ("where", "steps", "runs", "planned", "faults")
 
 
 def incomplete(figures: dict[str, Any]) -> list[str]:
@@ -32,6 +32,11 @@ def incomplete(figures: dict[str, Any]) -> list[str]:
             if entry.get("failed", 0) > entry.get("asked", 0):
                 faults.append(f"{part}.{name}: more questions failed than were asked")
     return faults
+
+
+def missing(figures: dict[str, Any]) -> list[str]:
+    """The steps of the scenario that this record has no figures of."""
+    return [title for part in ("planned", "faults") for name, title in figures["steps"][part].items() if name not in figures[part]]
 
 
 def row(*cells: Any) -> str:
@@ -108,6 +113,8 @@ def section(figures: dict[str, Any]) -> str:
     where = figures["where"]
     told = (f"Measured on {where['date']}: {where['hosts']} lab hosts on one machine with {where['cores']} cores and {where['memory_gb']} GB, kernel "
             f"{where['kernel']}.")  # fmt: skip
+    gaps = missing(figures)
+    told += f" The run did not come to its end. Not measured: {'; '.join(gaps)}." if gaps else ""
     stood = f"Stand-ins instead of the real images: {', '.join(f'`{name}`' for name in where['stand_ins'])}." if where["stand_ins"] else "No stand-ins."
     return "\n".join([BEGIN, "", "## Figures", "", told, stood, "", *planned(figures), *faults(figures), *timeline(figures), END])
 

@@ -28,6 +28,7 @@ def generator() -> t.Any:
 
 SAMPLE: dict[str, t.Any] = {
     "where": {"date": "2026-01-02", "cores": 2, "memory_gb": 24, "kernel": "6.1", "hosts": 9, "stand_ins": ["docker.io/x:1"]},
+    "steps": {"planned": {"grow": "it grows"}, "faults": {"kill": "it dies", "stop": "it stops", "reboot-a": "a is rebooted"}},
     "runs": {
         "cold": {
             "seconds": 100.5, "picture": ["a mongodb  ####"],
@@ -65,6 +66,14 @@ def test_every_figure_is_in_its_row(generator: t.Any) -> None:
     assert "```text\na mongodb  ####\n```" in text
     assert "at most 70 module round trips on a host, and changed nothing" in text
     assert "`docker.io/x:1`" in text
+
+
+def test_steps_without_figures_are_named(generator: t.Any) -> None:
+    assert "Not measured" not in generator.section(SAMPLE)
+    cut = copy.deepcopy(SAMPLE)
+    cut["steps"]["planned"]["shrink"] = "it shrinks"
+    del cut["faults"]["stop"]
+    assert "did not come to its end. Not measured: it shrinks; it stops." in generator.section(cut)
 
 
 def test_what_is_written_by_hand_stays(generator: t.Any) -> None:
