@@ -74,7 +74,8 @@ def faults(figures: dict[str, Any]) -> list[str]:
         lines.append(row(f"{entry['title']} ({entry['victim']})", by, entry["asked"], entry["failed"], number(entry["answers_seconds"]),
                          number(entry["whole_seconds"]), number(entry["slowest_seconds"]), changes(entry)))  # fmt: skip
     head = "| host | questions | failed | went to another door | answers again after, s | all well after, s | slowest, s |"
-    lines += ["", "### Every host rebooted, one after the other", "", head, "|" + "---|" * 7]
+    if rebooted:
+        lines += ["", "### Every host rebooted, one after the other", "", head, "|" + "---|" * 7]
     for entry in rebooted.values():
         lines.append(row(entry["victim"], entry["asked"], entry["failed"], entry["other_door"], number(entry["answers_seconds"]),
                          number(entry["whole_seconds"]), number(entry["slowest_seconds"])))  # fmt: skip

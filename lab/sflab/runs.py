@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -44,6 +45,12 @@ class Run:
 
     def total(self, kind: str) -> int:
         return sum((self.stats.get(kind) or {}).values())
+
+
+def has_changed(event: dict[str, Any]) -> bool:
+    """Whether a task that ended well changed something. Of one whose result is censored only its line says so."""
+    result = (event.get("event_data") or {}).get("res")
+    return bool(isinstance(result, dict) and result.get("changed")) or re.sub(r"\x1b\[[0-9;]*m", "", str(event.get("stdout") or "")).startswith("changed:")
 
 
 def vault_environment() -> dict[str, str]:
@@ -86,7 +93,7 @@ def run_playbook(
                 trips[data.get("host", "?")] += 2 if action in TWICE else 1
             if kind == "runner_on_ok":
                 seconds[str(data.get("task"))] += float(data.get("duration") or 0)
-                if isinstance(result, dict) and result.get("changed"):
+                if has_changed(event):
                     changed.append(f"{data.get('host')}: {data.get('task')}")
             if kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
                 failed.append({"host": data.get("host"), "task": data.get("task"), "res": result})

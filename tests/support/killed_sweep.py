@@ -36,6 +36,7 @@ os.environ.setdefault("LAB_NET", "172.31.79")
 import lab_hosts  # noqa: E402 - it reads the names above
 from killed_runs import kill_playbook  # noqa: E402
 from lab_hosts import DEFAULT_FASTGPT, DEFAULT_HOSTS, NAME, NET, ROOT, SSH, run_playbook, vault, vault_environment  # noqa: E402
+from sflab.runs import has_changed  # noqa: E402
 
 REPORT = ROOT / ".bench" / "killed_runs.json"
 DOCUMENT = ROOT / "docs" / "killed-runs.md"
@@ -120,15 +121,15 @@ class Killer:
             if event["event"] == "runner_on_start":
                 self.running[host] = task_name(data)
             elif event["event"] in ("runner_on_ok", "runner_on_skipped", "runner_on_failed", "runner_on_unreachable"):
-                self.ended(host, event["event"], data)
+                self.ended(host, event)
 
-    def ended(self, host: str, kind: str, data: dict[str, Any]) -> None:
+    def ended(self, host: str, event: dict[str, Any]) -> None:
+        data, kind = event["event_data"], event["event"]
         name = task_name(data)
         self.running.pop(host, None)
         if kind == "runner_on_skipped" or self.after is not None:
             return
-        result = data.get("res") if isinstance(data.get("res"), dict) else {}
-        changed = bool(result.get("changed")) and kind == "runner_on_ok"
+        changed = kind == "runner_on_ok" and has_changed(event)
         self.coverage.seen.add(name)
         if not changed:
             self.since.setdefault(host, []).append(name)

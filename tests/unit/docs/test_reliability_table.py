@@ -123,12 +123,15 @@ def test_a_page_without_a_record_says_so(generator: t.Any) -> None:
 
 
 @pytest.mark.skipif(not FIGURES.exists(), reason="no whole run has been recorded yet, as the page says")
-def test_the_record_is_of_the_whole_scenario() -> None:
-    """Each planned change, each fault and each reboot of the harness has its figures; nobody noticed what was planned."""
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+def test_the_page_tells_of_every_step_of_the_scenario() -> None:
+    """Each planned change, each fault and each reboot of the harness has its figures, or the page names it as not measured."""
+    figures, page = json.loads(FIGURES.read_text(encoding="utf-8")), PAGE.read_text(encoding="utf-8")
     source = (ROOT / "tests" / "support" / "cluster.py").read_text(encoding="utf-8")
-    for name in (*figures["planned"], *(name for name in figures["faults"] if not name.startswith("reboot-"))):
+    steps = figures["steps"]["planned"] | figures["steps"]["faults"]
+    for name in (name for name in steps if not name.startswith("reboot-")):
         assert f'    "{name}": ' in source, name
-    assert {f"reboot-{host}" for host in ("db-1", "db-2", "db-3", "gw-1", "gw-2", "gpu-1", "gpu-2", "app-1", "app-2")} <= set(figures["faults"])
-    assert {"grow", "shrink", "drain", "settings"} <= set(figures["planned"])
+    assert {f"reboot-{host}" for host in ("db-1", "db-2", "db-3", "gw-1", "gw-2", "gpu-1", "gpu-2", "app-1", "app-2")} <= set(steps)
+    assert {"grow", "shrink", "drain", "settings"} <= set(steps)
+    gaps = page.partition("Not measured: ")[2].partition(".\n")[0].split("; ")
+    assert [title for name, title in steps.items() if name not in figures["planned"] | figures["faults"]] == [gap for gap in gaps if gap]
     assert all(entry["failed"] == 0 for entry in figures["planned"].values())

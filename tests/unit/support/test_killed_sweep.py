@@ -50,6 +50,15 @@ def test_the_first_change_that_no_run_died_after_ends_this_one():
     assert killer.after == "mongodb: start"
 
 
+def test_a_change_whose_result_is_censored_is_seen_by_its_line():
+    coverage = Coverage()
+    event = ended("write a secret")
+    event["event_data"]["res"] = {"censored": "the output has been hidden"}
+    assert follow(coverage, event).after is None
+    event["stdout"] = "\x1b[0;33mchanged: [app-1]\x1b[0m"
+    assert follow(coverage, event).after == "mongodb: write a secret"
+
+
 def test_what_runs_meanwhile_is_recorded():
     coverage = Coverage()
     follow(coverage, ended("pull", kind="runner_on_start", host="gpu-1"), ended("write", True))
