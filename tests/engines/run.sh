@@ -34,7 +34,7 @@ print(json.dumps({"python": python, "uv_version": uv, "engines_dir": os.path.dir
 PYTHON
   fi
   echo "=== tests with $name"
-  python=.venv/bin/python more= workers=(-n 2)
+  python=.venv/bin/python more='' workers=(-n 2)
   if [ -e "tests/engines/$name/requirements.txt" ]; then  # these run inside the engine, with what they need beside it
     python=$ENGINE_DIR/bin/python more=$ENGINE_DIR-tests workers=()
     [ -e "$more" ] || .venv/bin/uv pip install --quiet --python "$python" --target "$more" -r "tests/engines/$name/requirements.txt"

@@ -69,7 +69,7 @@ def test_cache_of_the_whole_context(model: str, cache: float):
 def test_what_an_h100_showed_is_foreseen(width: int, measured: float):
     """Most that the GPU held with legacy_chat and a model of this shape, after one whole context and 32 streams; see bench/README.md."""
     card = BY_NAME["Baichuan2-7B-Chat"]
-    (found,) = gpu_placement([server(card["name"], quantize_bit=width, engine="legacy_chat")], CARDS, [gpu(0)]).values()
+    found = list(gpu_placement([server(card["name"], quantize_bit=width, engine="legacy_chat")], CARDS, [gpu(0)]).values())[0]
     foreseen = _placement.weights_gb(card, width) + _placement.cache_gb(card) + found["entry"]["reserve_gb"]
     assert measured <= foreseen <= measured + 1 and found["need_gb"] >= measured
 

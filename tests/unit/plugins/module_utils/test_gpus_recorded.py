@@ -14,8 +14,8 @@ import re
 import stat
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils import _gpus
