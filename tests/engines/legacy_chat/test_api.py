@@ -236,9 +236,11 @@ def test_a_client_that_leaves_frees_its_slot(stream: bool, own: Callable[..., Se
     before = server.metric('requests_total{outcome="cancelled"}')
     leavers = [raw(server, stream=stream) for _unused in range(3)]  # two run, one waits
     until = time.monotonic() + 5
-    while len(server.scheduler.running) < 2 and time.monotonic() < until:
+    counts = (0, 0)
+    while counts != (2, 1) and time.monotonic() < until:
         time.sleep(0.005)
-    assert len(server.scheduler.running) == 2 and len(server.scheduler.waiting) == 1
+        counts = len(server.scheduler.running), len(server.scheduler.waiting)
+    assert counts == (2, 1)
     for one in leavers:
         one.close()
     began = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Served, remote
+from legacy_chat import compat
 from legacy_chat.__main__ import arguments, build
 from legacy_chat.cache import ROOM, Tail, tail
 from legacy_chat.compat import LoadError, load_model, pick_dtype, slopes, verify_quantized
@@ -249,6 +250,36 @@ def test_a_model_with_windows_makes_its_own_masks(serve: Callable[..., Served], 
     assert engine._ready and engine._sees_all()
     monkeypatch.setattr(engine.model.config, "layer_types", ["full_attention", "sliding_attention", "full_attention"])
     assert not engine._sees_all()
+
+
+def test_heads_that_share_keys_do_not_copy_them(serve: Callable[..., Served], model_path: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = served(serve, model_path("qwen")).scheduler.engine
+    assert engine._grouped
+    prompts = [engine._ids(9, 1), engine._ids(17, 2)]
+    logits, batch = engine.prefill(prompts)
+    tokens = logits.argmax(-1).tolist()
+    shapes = []
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(query: torch.Tensor, key: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        shapes.append((query.shape, key.shape))
+        return own(query, key, *more, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+        ours = engine.step(batch, tokens)
+    assert set(shapes) == {((2, 2, 2, 16), (2, 2, 18, 16))}
+    _logits, batch = engine.prefill(prompts)
+    monkeypatch.setattr(compat.AttentionInterface, "_global_mapping", {**compat.AttentionInterface._global_mapping, "sdpa": compat._own_attention})
+    assert torch.allclose(ours, engine.step(batch, tokens), atol=1e-4)
+
+
+def test_attention_of_ours_that_is_wrong_is_not_used(own: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compat._own_attention
+    monkeypatch.setattr(compat.AttentionInterface, "_global_mapping", dict(compat.AttentionInterface._global_mapping))
+    monkeypatch.setattr(compat, "_grouped_attention", lambda *given, **more: (torch.zeros_like(before(*given, **more)[0]), None))
+    engine = own().scheduler.engine
+    assert not engine._grouped and compat.ALL_ATTENTION_FUNCTIONS["sdpa"] is before
 
 
 def test_a_tail_is_a_tensor_for_all_but_the_one_call() -> None:

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedTokenizer
 from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface, PreTrainedModel
 
 from .prompts import Baichuan2, ChatGLM2, PlainEncoder, PromptFormat, Template
 
@@ -270,3 +270,29 @@ def lean_alibi(model: Any) -> Any:
         del inner.get_alibi_mask
 
     return undo
+
+
+_own_attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def _grouped_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+                       **more: Any) -> tuple[torch.Tensor, Any]:
+    rows, heads, new, size = query.shape
+    groups = getattr(module, "num_key_value_groups", 1)
+    if new != 1 or groups == 1 or (attention_mask is not None and attention_mask.shape[1:3] != (1, 1)):
+        return _own_attention(module, query, key, value, attention_mask, **more)
+    out = torch.nn.functional.scaled_dot_product_attention(query.view(rows, -1, groups, size), key, value, attn_mask=attention_mask,
+                                                           scale=more.get("scaling"))
+    return out.view(rows, 1, heads, size), None
+
+
+def lean_attention(model: Any) -> Any:
+    """Heads that share keys are computed as further queries of these, where transformers copies the whole cache for each head in every step.
+
+    Returns what undoes it, or None where no heads share keys or the model has an attention of its own.
+    """
+    shared = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
+    if not shared or getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return None
+    AttentionInterface.register("sdpa", _grouped_attention)
+    return lambda: AttentionInterface.register("sdpa", _own_attention)

@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from .cache import Layout, find_layout
-from .compat import LoadError, lean_alibi
+from .compat import LoadError, lean_alibi, lean_attention
 
 log = logging.getLogger("legacy_chat")
 
@@ -43,7 +43,7 @@ class Engine:
         # cuDNN's attention makes a plan for every length of the cache that is new to it: 37 ms of a step of 60 on an H100
         torch.backends.cuda.enable_cudnn_sdp(False)
         self._tolerance = 2e-3 if exact else 0.15
-        self._lean = self._ready = False
+        self._lean = self._ready = self._grouped = False
         self.batches = True
         self.layout = self._probe()
         self._settle()
@@ -128,6 +128,7 @@ class Engine:
         self._lean = undo is not None
         if undo and not self._lean_is_right(undo):
             undo, self._lean = None, False
+        self._grouped = self._grouped_is_right()
         # Models of transformers itself take a finished mask, which spares them most of a small step's time.
         self._ready = self.layout.native and self._sees_all()
         for grow, drain in ((True, True), (False, True), (False, False)):
@@ -177,6 +178,21 @@ class Engine:
             return False
         self.model.model.get_alibi_mask = own
         return True
+
+    def _grouped_is_right(self) -> bool:
+        """Whether attention over shared keys is ours from now on: where it gives what the model's own gives."""
+        undo = lean_attention(self.model)
+        if undo is None:
+            return False
+        prompt = self._ids(11, 7)
+        try:
+            ours = self._alone(prompt, 1)[0][1]
+            undo()
+            theirs = self._alone(prompt, 1)[0][1]
+        except Exception:  # what is wrong with such a model is found, and told, below
+            undo()
+            return False
+        return self._distance(ours, theirs) <= self._tolerance and lean_attention(self.model) is not None
 
     def _distance(self, one: torch.Tensor, two: torch.Tensor) -> float:
         one, two = one.float(), two.float()
