@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -41,6 +42,9 @@ CHAT, EMBEDDING, RERANKS = "Baichuan2-7B-Chat", "M3E-large", ("bge-reranker-base
 WIDTHS = (16, 8, 4)
 # a run that took longer is not repeated
 REPEATED_SECONDS = 6.0
+# a round of requests without streams, and how many different ones there are
+ROUND_SECONDS = 4.0
+BODIES = 300
 # what every phase needs at least: less is not begun
 PHASE_SECONDS = 35.0
 START_SECONDS = 150.0
@@ -56,6 +60,26 @@ Check = Callable[[str, Body, Any], None]
 def checked(answered: list[base.Answered], check: Check) -> None:
     for way, body, data in answered:
         check(way, body, json.loads(data))
+
+
+def lasting(bodies: list[Body], clients: int, items: int, answered: list[base.Answered], seconds: float) -> Run:
+    """Each client asks until the time is over, at least once. A next round goes on with other bodies, the same for each way: a server that does something
+    anew for each length of a text meets new lengths in every round."""
+    counted: dict[str, itertools.count[int]] = {}
+
+    async def ask(way: str, server: Server) -> tuple[int, tuple[float, ...]]:
+        numbers, ends = counted.setdefault(way, itertools.count()), time.perf_counter() + seconds
+
+        async def client() -> int:
+            done = 0
+            while not done or time.perf_counter() < ends:
+                await base.posting([bodies[next(numbers) % len(bodies)]], 1, items, answered)(way, server)
+                done += items
+            return done
+
+        return sum(await asyncio.gather(*(client() for _unused in range(clients)))), ()
+
+    return ask
 
 
 def gigabytes(mebibytes: float) -> float:
@@ -361,8 +385,8 @@ class GpuBench:
         probe = {"model": CHAT, "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "temperature": 0, "stream": True}
         start = (lambda: self.ours(name, probe)) if way == "ours" else (lambda: self.baseline(name, "chat", probe))
 
-        def asking(prompts: list[str]) -> Run:
-            return base.streaming(CHAT, prompts, self.tokens, texts)
+        def asking(prompts: list[str], tokens: int = self.tokens, said: base.Texts = texts) -> Run:
+            return base.streaming(CHAT, prompts, tokens, said)
 
         with self.raised(name, {way: start}) as servers:
             if way == "ours":
@@ -371,6 +395,8 @@ class GpuBench:
                 self.held(name, servers, "whole_context")
             counts = (1, 8, 32) if way == "ours" else (1, 8)
             for count in counts:
+                warming = asking(questions[: count if way == "ours" else 1], 16, {})
+                self.step(f"{name}_{count}: warm", 60, functools.partial(self.warm, servers, warming))
                 self.measure(f"{name}_{count}", servers, asking(questions[:count]))
             if way == "ours":
                 log = next(iter(servers.values())).log.read_text(errors="replace") if servers else ""
@@ -380,18 +406,20 @@ class GpuBench:
 
     # ------------------------------------------------------------ embeddings and rerank
 
-    def both(self, name: str, kind: str, probe: Body, few: list[Body], many: list[Body], items: int, figures: tuple[str, str], check: Check) -> None:
+    def both(self, name: str, kind: str, probe: Body, body: Callable[[], Body], items: int, figures: tuple[str, str], check: Check) -> None:
         make = {"ours": lambda: self.ours(name, probe), "baseline": lambda: self.baseline(name, kind, probe)}
+        bodies = [body() for _unused in range(8 if self.given.tiny else BODIES)]
+        seconds = 0.0 if self.given.tiny else ROUND_SECONDS
         with self.raised(name, make) as servers:
-            self.step(f"{name}: warm", 60, lambda: self.warm(servers, few[:1], items))
-            for figure, bodies, clients in ((figures[0], few, 1), (figures[1], many, len(many))):
+            self.step(f"{name}: warm", 60, lambda: self.warm(servers, base.posting(bodies[-1:], 1, items, [])))
+            for figure, clients in zip(figures, (1, 8), strict=True):
                 answered: list[base.Answered] = []
-                self.measure(figure, servers, base.posting(bodies, clients, items, answered))
+                self.measure(figure, servers, lasting(bodies, clients, items, answered, seconds))
                 self.step(f"{figure}: answers", 30, functools.partial(checked, answered, check))
 
-    def warm(self, servers: dict[str, Server], bodies: list[Body], items: int) -> None:
+    def warm(self, servers: dict[str, Server], run: Run) -> None:
         for way, server in servers.items():
-            asyncio.run(self.limited(way, server, base.posting(bodies, 1, items, [])))
+            asyncio.run(self.limited(way, server, run))
 
     def embeddings(self) -> None:
         rng = random.Random(1)  # noqa: S311
@@ -400,9 +428,8 @@ class GpuBench:
         def body() -> Body:
             return {**base.embedding_body(rng, 64, SHORT), "model": EMBEDDING}
 
-        few, many = [body() for _unused in range(3)], [body() for _unused in range(8)]
         probe = {"model": EMBEDDING, "input": ["ping"]}
-        self.both(EMBEDDING, "embedding", probe, few, many, 64, ("embeddings_1x64", "embeddings_8x64"),
+        self.both(EMBEDDING, "embedding", probe, body, 64, ("embeddings_1x64", "embeddings_8x64"),
                   lambda way, sent, answer: base.embedded(sent, answer, sizes[way]))  # fmt: skip
 
     def rerank(self, model: str) -> None:
@@ -412,9 +439,8 @@ class GpuBench:
             return {"model": model, "query": base.hanzi(rng, 8, 24), "documents": [base.hanzi(rng, *PASSAGE) for _unused in range(30)]}
 
         scores: dict[tuple[str, str], dict[int, float]] = {}
-        few, many = [body() for _unused in range(2)], [body() for _unused in range(8)]
         probe = {"model": model, "query": "ping", "documents": ["ping", "pong"]}
-        self.both(model, "rerank", probe, few, many, 30, (f"{model}_1x30", f"{model}_8x30"),
+        self.both(model, "rerank", probe, body, 30, (f"{model}_1x30", f"{model}_8x30"),
                   lambda way, sent, answer: scores.__setitem__((way, sent["query"]), base.scored(way, answer, 30)))  # fmt: skip
         # 16 bit beside the baseline's 32
         pairs = [(one, scores[("baseline", query)]) for (way, query), one in scores.items() if way == "ours" and ("baseline", query) in scores]
