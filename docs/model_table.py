@@ -98,7 +98,7 @@ TESTS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
         ),
     ),
     ("infinity", "gpu"): (
-        "Run on one H100 by hand, with M3E-large and bge-reranker-large of random weights: [figures](../bench/README.md). The unit's rights and the role's "
+        "Run on one H100 by hand, with M3E-large and both rerankers of random weights: [figures](../bench/README.md). The unit's rights and the role's "
         "environment were not, and the tests need no GPU.",
         (
             f"{_PLACED}test_engine_on_a_gpu",

@@ -50,6 +50,7 @@ def test_all_servers_are_placed_and_started_on_one_gpu(tmp_path):
         assert float(options["--cache-gb"]) == told[f"chat_{bits}"]["given_to_cache"]
         assert found[f"chat_{bits}"]["env"]["CUDA_VISIBLE_DEVICES"] == "0"
     assert found[bench.EMBEDDING]["env"]["INFINITY_DEVICE"] == "cuda;"
+    assert {name for name, one in found.items() if "TORCH_CUDNN_SDPA_DEPRIORITIZED" in one["env"]} == {bench.EMBEDDING, *bench.RERANKS}
     assert sum(one["given"] for one in told.values()) <= H100["memory_mb"] * 1.048576 / 1000
 
 
