@@ -35,7 +35,10 @@ demo-down: .venv/.done ## remove what `make demo` made, and nothing else
 lab-clean: .venv/.done ## remove every lab with its images, wheels and models
 	@$(BIN)/python lab/lab.py clean
 
-test: lint unit sanity integration engines playbooks molecule ## the gate: all of the below
+test: .venv/.done ## the gate: all of the below
+	@# what waits for nobody runs side by side; the others watch clocks
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint unit sanity
+	$(MAKE) --no-print-directory integration engines playbooks molecule
 
 test-all: test molecule-cluster molecule-gpu molecule-gpu-dkms ## every scenario
 
