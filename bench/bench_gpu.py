@@ -385,8 +385,8 @@ class GpuBench:
         probe = {"model": CHAT, "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "temperature": 0, "stream": True}
         start = (lambda: self.ours(name, probe)) if way == "ours" else (lambda: self.baseline(name, "chat", probe))
 
-        def asking(prompts: list[str], tokens: int = self.tokens, said: base.Texts = texts) -> Run:
-            return base.streaming(CHAT, prompts, tokens, said)
+        def asking(prompts: list[str]) -> Run:
+            return base.streaming(CHAT, prompts, self.tokens, texts)
 
         with self.raised(name, {way: start}) as servers:
             if way == "ours":
@@ -395,7 +395,7 @@ class GpuBench:
                 self.held(name, servers, "whole_context")
             counts = (1, 8, 32) if way == "ours" else (1, 8)
             for count in counts:
-                warming = asking(questions[: count if way == "ours" else 1], 16, {})
+                warming = base.streaming(CHAT, questions[: count if way == "ours" else 1], 16, {})
                 self.step(f"{name}_{count}: warm", 60, functools.partial(self.warm, servers, warming))
                 self.measure(f"{name}_{count}", servers, asking(questions[:count]))
             if way == "ours":

@@ -60,6 +60,8 @@ def section(specs: dict[str, Any]) -> str:
 def readme(role: pathlib.Path) -> str:
     specs = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
     path = role / "README.md"
+    if not specs:
+        return path.read_text(encoding="utf-8")
     first = next(iter(specs.values()))
     title = f"# selfhosted.fastgpt.{role.name}\n\n{plain(first.get('description', first['short_description']))}\n"
     text = path.read_text(encoding="utf-8") if path.exists() else title

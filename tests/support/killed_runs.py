@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Kill site.yml in the middle of five tasks, each run continuing from where the last one died.
 
-The runs are as verbose as -vvv, and the processes of all hosts are watched meanwhile: no secret may show in either. They are about the demo's hosts;
+The runs are as verbose as -vvv, and the processes of the hosts are watched meanwhile: no secret may show in either. They are about the demo's hosts;
 converge.yml then goes on with all hosts of the scenario, as an inventory grows.
 """
 
@@ -63,7 +63,7 @@ def kill_playbook() -> int:
 
 
 class Watch:
-    """The command lines of all processes, taken all the time: lab hosts are containers, so theirs are among those of this machine."""
+    """The command lines of the hosts' processes, taken all the time: hosts are containers, so theirs are among those of this machine."""
 
     def __enter__(self) -> Watch:
         self.lines: set[str] = set()
@@ -73,12 +73,14 @@ class Watch:
         return self
 
     def look(self) -> None:
+        ours = os.readlink("/proc/self/ns/pid")
         while not self.over.wait(0.3):
             for entry in os.scandir("/proc"):
                 if entry.name.isdigit():
                     try:
-                        with open(f"/proc/{entry.name}/cmdline", "rb") as file:  # noqa: PTH123 - hundreds of them, all the time
-                            self.lines.add(file.read().replace(b"\0", b" ").decode(errors="replace"))
+                        if os.readlink(f"/proc/{entry.name}/ns/pid") != ours:
+                            with open(f"/proc/{entry.name}/cmdline", "rb") as file:  # noqa: PTH123 - hundreds of them, all the time
+                                self.lines.add(file.read().replace(b"\0", b" ").decode(errors="replace"))
                     except OSError:
                         continue
 
