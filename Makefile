@@ -68,9 +68,9 @@ sanity: .venv/.done ## ansible-test sanity
 	tests/sanity.sh
 
 integration: .venv/.done ## modules against a real mongod and One-API's stand-in, its nodes on real databases, the door with a real nginx
-	@echo "=== module integration tests"
-	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 5 --dist worksteal tests/integration/modules
+	@echo "=== integration tests"
 	PYTHONPATH=.collections $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist worksteal tests/integration/door
+	PYTHONPATH=.collections:lab $(BIN)/python -m pytest -q -p no:cacheprovider -n 5 --dist worksteal tests/integration/modules
 	$(BIN)/python lab/lab.py prepare
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/integration/stand_ins
 
