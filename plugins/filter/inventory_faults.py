@@ -227,7 +227,7 @@ class _Inventory:
                 self.add("gpu", "model_servers", sorted(map(str, kinds)), rule, f"Add one, e.g. {examples}")
 
     def check_ports(self) -> None:
-        for group, variable, default in (("gateway", "oneapi_port", 8000), ("fastgpt", "fastgpt_peer_port", 8089)):
+        for group, variable, default in (("gateway", "oneapi_port", 8000), ("fastgpt", "fastgpt_peer_port", 8089), ("mongodb", "mongodb_tls_mode", "")):
             ports = [self.hosts.get(host, {}).get(variable, default) for host in self.groups[group]]
             if len(set(map(str, ports))) > 1:
                 rule = f"must be the same on all hosts of the group {group}, which ask each other there"

@@ -63,6 +63,18 @@ def cluster(more=None, **fields):
     return data
 
 
+def members(**one):
+    """A replica set of three, one of which has variables of its own."""
+    data = cluster()
+    data["groups"]["mongodb"] = ["app-1", "app-2", "db-3"]
+    data["hosts"]["db-3"] = {"node_address": "db-3.example", **one}
+    return data
+
+
+def test_several_members():
+    assert inventory_faults(members()) == []
+
+
 def test_several_nodes():
     assert inventory_faults(cluster()) == []
     assert inventory_faults(cluster(oneapi_database="postgresql")) == []
@@ -88,6 +100,7 @@ def models(*items):
         (change("oneapi_database", "oracle"), "gateway: oneapi_database: ", "must be one of sqlite, mysql, postgresql"),
         (cluster({"app-1": {"oneapi_port": 8100}}), "gateway: oneapi_port: ", "must be the same on all hosts"),
         (cluster({"app-2": {"fastgpt_peer_port": 9000}}), "fastgpt: fastgpt_peer_port: ", "must be the same on all hosts"),
+        (members(mongodb_tls_mode="requireTLS"), "mongodb: mongodb_tls_mode: ", "must be the same on all hosts"),
         (cluster({"app-1": {"pgvector_port": 3306}}), "app-1: oneapi_database_port: ", "port 3306 would be taken"),
         (cluster({"app-1": {"mongodb_port": 6379}}), "app-1: oneapi_cache_port: ", "port 6379 would be taken"),
         (cluster({"app-2": {"fastgpt_gateway_port": 8000}}), "app-2: fastgpt_gateway_port: ", "port 8000 would be taken"),
