@@ -25,16 +25,16 @@ options:
     type: dict
     required: true
   specifications:
-    description: Contents of files C(meta/argument_specs.yml), as data.
+    description: Contents of files C(meta/argument_specs.yml), as text, or as data, which takes longer to make.
     type: list
-    elements: dict
+    elements: raw
     required: true
 """
 
 EXAMPLES = r"""
 - name: Show the variables of app-1 that nobody reads
   ansible.builtin.debug:
-    msg: "{{ ({'app-1': hostvars['app-1']} | selfhosted.fastgpt.variable_faults([lookup('file', 'meta/argument_specs.yml') | from_yaml]))['app-1'].faults }}"
+    msg: "{{ ({'app-1': hostvars['app-1']} | selfhosted.fastgpt.variable_faults([lookup('file', 'meta/argument_specs.yml')]))['app-1'].faults }}"
 """
 
 RETURN = r"""
@@ -51,11 +51,15 @@ import re
 import typing as t
 from collections.abc import Mapping
 
+import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.selfhosted.fastgpt.plugins.plugin_utils._models import fault, is_list, shown
 
 # Ansible's own, and what roles set.
 _FOREIGN = re.compile(r"ansible_.*|.*__.*|groups|group_names|hostvars|inventory_.*|omit|play_hosts|playbook_dir|role_.*|environment|vars|plan_.*")
+
+# Our own files; in C where PyYAML has that.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0", "y", "n", "t", "f")
 
@@ -109,7 +113,8 @@ def _value_fault(value: t.Any, option: Mapping[str, t.Any]) -> tuple[str, str] |
 
 def _options(specifications: t.Iterable[t.Any]) -> dict[str, Mapping[str, t.Any]]:
     found: dict[str, Mapping[str, t.Any]] = {}
-    for document in specifications:
+    for text_or_data in specifications:
+        document = yaml.load(text_or_data, Loader=_LOADER) if isinstance(text_or_data, str) else text_or_data
         for entry in document["argument_specs"].values():
             found.update(entry.get("options") or {})
     return found

@@ -10,6 +10,6 @@ try:
 except ImportError:  # ansible-test's own environment lacks it, and the property tests are skipped there
     pass
 else:
-    settings.register_profile("gate", derandomize=True, max_examples=300, deadline=None)
+    settings.register_profile("gate", derandomize=True, max_examples=100, deadline=None)
     settings.register_profile("explore", max_examples=5000, deadline=None)
     settings.load_profile("gate")
