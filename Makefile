@@ -39,7 +39,7 @@ test: .venv/.done ## the gate: all of the below
 	@# What only reckons runs beside what watches clocks, which has the right of way. Both are told whole, and both have to pass.
 	mkdir -p .cache
 	$(MAKE) --no-print-directory unit
-	nice -n 15 $(MAKE) --no-print-directory lint sanity playbooks > .cache/beside.log 2>&1 & beside=$$!
+	nice -n 19 $(MAKE) --no-print-directory lint sanity playbooks > .cache/beside.log 2>&1 & beside=$$!
 	trap 'kill $$beside 2>/dev/null || true' EXIT
 	$(MAKE) --no-print-directory integration engines molecule && failed=0 || failed=$$?
 	wait $$beside && slow=0 || slow=$$?
