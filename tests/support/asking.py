@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import http.client
 import json
 import ssl
 import threading
@@ -24,6 +25,8 @@ BODIES = {
     "rerank": ("rerank", {"query": "what is a cat", "documents": ["a cat is an animal", "the weather is fine"]}),
 }
 Answer = tuple[int, Any]
+# in the place of a status, where one came and the answer did not
+BROKEN_OFF = -1
 
 
 def ask(url: str, key: str, kind: str, model: str) -> Answer:
@@ -39,6 +42,8 @@ def ask(url: str, key: str, kind: str, model: str) -> Answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"{}")
+    except http.client.IncompleteRead as error:
+        return BROKEN_OFF, str(error)
     except OSError as error:
         return 0, str(error)
 

@@ -152,9 +152,12 @@ def test_a_forged_client_address_is_overwritten(app):
 
 
 def test_the_keyfile_belongs_to_mongod_alone(app):
-    found = [line.split() for line in app.check_output("find /etc/selfhosted-fastgpt/mongodb -type f -printf '%m %U %G %p\\n'").splitlines()]
-    assert found
-    assert all((mode, uid, gid) == ("400", "999", "999") for mode, uid, gid, _path in found)
+    found = [line.split() for line in app.check_output("find /etc/selfhosted-fastgpt/mongodb -type f -printf '%m %U %G %f\\n'").splitlines()]
+    assert {name: (mode, uid, gid) for mode, uid, gid, name in found} == {
+        **dict.fromkeys(("keyfile", "root_password", "server.pem"), ("400", "999", "999")),
+        # the certificate's own key is root's alone, and certificates are no secret
+        "tls-own.key": ("600", "0", "0"), "tls-own.pem": ("644", "0", "0"), "ca.pem": ("444", "999", "999"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTS)
