@@ -156,6 +156,7 @@ class _Inventory:
         self.check_groups()
         self.check_addresses()
         self.check_models()
+        self.check_what_is_common()
         self.check_ports()
         self.check_version()
         self.check_urls()
@@ -226,12 +227,14 @@ class _Inventory:
                 examples = ", ".join(served_models(self.cards, kind)[:3]) or "a card of your own"
                 self.add("gpu", "model_servers", sorted(map(str, kinds)), rule, f"Add one, e.g. {examples}")
 
-    def check_ports(self) -> None:
+    def check_what_is_common(self) -> None:
         for group, variable, default in (("gateway", "oneapi_port", 8000), ("fastgpt", "fastgpt_peer_port", 8089), ("mongodb", "mongodb_tls_mode", "")):
-            ports = [self.hosts.get(host, {}).get(variable, default) for host in self.groups[group]]
-            if len(set(map(str, ports))) > 1:
+            values = [self.hosts.get(host, {}).get(variable, default) for host in self.groups[group]]
+            if len(set(map(str, values))) > 1:
                 rule = f"must be the same on all hosts of the group {group}, which ask each other there"
-                self.add(group, variable, ports, rule, "Set it once for the group")
+                self.add(group, variable, values, rule, "Set it once for the group")
+
+    def check_ports(self) -> None:
         for host in self.used:
             values = self.hosts.get(host, {})
             owners: dict[int, tuple[str, bool]] = {}

@@ -18,6 +18,24 @@ GROUPS = {
     "gpu": ["gpu-1", "gpu-2"], "gateway": ["gate-1", "gate-2"], "mongodb": ["db-1", "db-2", "db-3"], "pgvector": ["db-1"], "fastgpt": ["app-1", "app-2"],
 }  # fmt: skip
 STORES = {"oneapi_database_password": "dB5wXcVbNmQwErTy8u", "oneapi_cache_password": "cA7wLkJhGfDsAqWe3r"}
+# A member that Docker lists with some mode of TLS, and what this inventory wants of it.
+MEMBER = """
+- hosts: localhost
+  connection: local
+  gather_facts: true
+  vars:
+    mongodb_root_password: aPasswordOfMine
+    mongodb_keyfile: abcdefgh
+    mongodb_address: 192.0.2.1
+    mongodb_members: [{host: "192.0.2.1:27017"}, {host: "192.0.2.2:27017"}, {host: "192.0.2.3:27017"}]
+    mongodb_minimum_disk_gb: 0
+    container__containers: [{State: running, Names: [/mongodb], Command: "docker-entrypoint.sh mongod --replSet rs0 {{ arguments }}"}]
+  tasks:
+    - ansible.builtin.include_role:
+        name: selfhosted.fastgpt.mongodb
+        tasks_from: preflight_host
+        rolespec_validate: false
+"""
 # As site.yml hands them over.
 DERIVE = """
 - hosts: all
@@ -199,3 +217,24 @@ def test_nothing_is_taken_down_by_mistake(playbook: str, extra: dict[str, str], 
     run = play(playbook, path, extravars=extra)
     assert run.rc != 0 and run.round_trips == {}
     assert words in " ".join(run.stdout.split()), run.stdout
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted", "first"),
+    [
+        ("", "allowTLS", None),
+        ("--tlsMode preferTLS", "requireTLS", None),
+        ("--tlsMode allowTLS", "", None),
+        ("", "requireTLS", "Set allowTLS first"),
+        ("--tlsMode requireTLS", "", "Set preferTLS first"),
+    ],
+)
+def test_members_change_their_mode_of_tls_by_one_step(now: str, wanted: str, first: str | None, tmp_path: pathlib.Path, play: Any) -> None:
+    playbook = tmp_path / "member.yml"
+    playbook.write_text(MEMBER, encoding="utf-8")
+    run = play(str(playbook), "localhost,", extravars={"arguments": now, "mongodb_tls_mode": wanted, "mongodb_tls_own_ca": True})
+    if first is None:
+        assert run.rc == 0, run.stdout
+    else:
+        assert run.rc != 0
+        assert first in str(run.failed[-1]["res"]["msg"]), run.stdout
