@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
 try:
     from hypothesis import settings
 except ImportError:  # ansible-test's own environment lacks it, and the property tests are skipped there

@@ -23,7 +23,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 FILES = HERE.parents[2] / "roles" / "model_server" / "files"
 os.environ.update(HF_HOME=tempfile.mkdtemp(prefix="legacy-chat-hf-"), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-sys.path.insert(0, str(FILES))
+sys.path[:0] = [str(FILES), str(HERE.parents[1] / "support")]
 sys.dont_write_bytecode = True  # the role copies that directory as it is
 
 import httpx  # noqa: E402

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from conftest import FILES, Served
 from legacy_chat.__main__ import main
+from ports import free_port
 
 
 def crowd(server: Served, count: int, **more: Any) -> list[Any]:
@@ -184,9 +184,7 @@ def test_a_full_queue_says_when_to_come_again(own: Callable[..., Served]) -> Non
 
 
 def start(path: str, *more: str, **env: str) -> tuple[subprocess.Popen[str], int]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-IB", str(FILES / "legacy_chat"), "--model", path, "--served-model-name", "tiny", "--port", str(port), *more],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})

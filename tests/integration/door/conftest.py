@@ -30,6 +30,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
+from ports import free_port  # noqa: E402
+
 NGINX = "/usr/sbin/nginx"
 MAIN = """
 daemon off;
@@ -188,7 +190,8 @@ class Upstream:
             def handle_error(self, *args: t.Any) -> None:
                 pass
 
-        self.server = Server(("127.0.0.1", port), Handler)
+        # one of its own: the port of a server that is gone must not become another test's
+        self.server = Server(("127.0.0.1", port or free_port()), Handler)
         if tls:
             assert directory
             path = directory / f"{self.server.server_address[1]}.pem"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "lab"))
+sys.path[:0] = [str(ROOT / "tests" / part) for part in ("support", "unit/lab")]
 
 import test_one_api_stand_in  # noqa: E402
 from services import Service, docker, number  # noqa: E402

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from threading import Thread
 
 import pymongo
 import pytest
+from ports import free_port
 from services import Service, docker
 from test_one_api_stand_in import PROGRAM
 
@@ -50,9 +50,7 @@ class FastGpt:
     def __init__(self, directory, **env):
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps({**CONFIG, "reRankModels": [{"model": "rank", "requestUrl": env["OPENAI_BASE_URL"] + "/rerank"}]}))
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         self.env = {**os.environ, "HOSTNAME": "127.0.0.1", "PORT": str(self.port), "FASTGPT_STANDIN_CONFIG": str(directory / "config.json"),
                     "FASTGPT_VERSION": "v4.8.9", "TOKEN_KEY": "any", "DEFAULT_ROOT_PSW": "secret", **env}  # fmt: skip
         self.log = (directory / "out").open("ab")

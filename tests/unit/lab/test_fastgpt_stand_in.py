@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("json5")
@@ -251,9 +251,7 @@ def stand_in(tmp_path):
     running = []
 
     def start(version, config, **env):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
+        port = free_port()
         (tmp_path / "config.json").write_text(config)
         settings = {
             "FASTGPT_VERSION": version, "PORT": str(port), "HOSTNAME": "127.0.0.1", "FASTGPT_STANDIN_CONFIG": str(tmp_path / "config.json"),

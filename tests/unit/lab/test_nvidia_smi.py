@@ -17,7 +17,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the lab runs on Python 3.11", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "lab"), str(ROOT / "tests" / "support")]
+sys.path.insert(0, str(ROOT / "lab"))
 
 import stub_repository  # noqa: E402
 from sflab import hosts  # noqa: E402

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 pytest.importorskip("aiohttp")
 
@@ -44,9 +45,7 @@ class OneApi:
     def __init__(self, directory, **env):
         self.directory = Path(directory)
         self.directory.mkdir(exist_ok=True)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         self.env = {"ONE_API_STANDIN_NO_TIKTOKEN": "1", "INITIAL_ROOT_ACCESS_TOKEN": ACCESS, "GLOBAL_API_RATE_LIMIT": "0", "SESSION_SECRET": "s", **env}
         self.start()
 

@@ -10,15 +10,13 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 if sys.version_info < (3, 11):
     pytest.skip("the lab runs on Python 3.11", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-
+from ports import free_port  # noqa: E402
 from probe import Failed, Outcome, Probe, post, summary  # noqa: E402
 
 
@@ -46,9 +44,7 @@ def door():
 
 
 def closed():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return "127.0.0.1", sock.getsockname()[1]
+    return "127.0.0.1", free_port()
 
 
 def asking(path):

@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the harness runs on Python 3.11", allow_module_level=True)
 pytest.importorskip("ansible_runner")
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[3] / part) for part in ("tests/support", "lab")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "lab"))
 
 import killed_sweep  # noqa: E402
 from killed_sweep import Coverage, Killer, looked_only  # noqa: E402
