@@ -159,7 +159,8 @@ def inside(host: str, *words: str, check: bool = True) -> str:
 
 def ask_member(host: str, *words: str) -> subprocess.CompletedProcess[str]:
     """From the host's own network, since MongoDB lets nobody else in."""
-    command = ["nsenter", f"--net=/proc/{pid(host)}/ns/net", sys.executable, str(ROOT / "tests" / "support" / "replica_status.py"), HOSTS[host], *words]
+    script = [sys.executable, str(ROOT / "tests" / "support" / "replica_status.py"), HOSTS[host], str(STATE / "ca" / "ca.pem"), *words]
+    command = ["nsenter", f"--net=/proc/{pid(host)}/ns/net", *script]
     return subprocess.run(command, input=vault()["mongodb_root_password"], capture_output=True, text=True, check=False)
 
 

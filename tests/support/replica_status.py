@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The state of each member of a replica set, as one member tells it: one JSON object.
 
-Run in the network namespace of a host that MongoDB lets in, with root's password on standard input: replica_status.py <host> [step-down].
+Run in the network namespace of a host that MongoDB lets in, with root's password on standard input: replica_status.py <host> <file of the CA> [step-down].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pymongo
 
 client: pymongo.MongoClient[dict[str, object]] = pymongo.MongoClient(
     sys.argv[1], 27017, username="root", password=sys.stdin.read().strip(), directConnection=True, serverSelectionTimeoutMS=3000,
-    connectTimeoutMS=3000, socketTimeoutMS=5000,
+    connectTimeoutMS=3000, socketTimeoutMS=5000, tls=True, tlsCAFile=sys.argv[2],
 )  # fmt: skip
 if "step-down" in sys.argv:
     client.admin.command("replSetStepDown", 30, secondaryCatchUpPeriodSecs=10)

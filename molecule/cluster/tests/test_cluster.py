@@ -42,7 +42,7 @@ def test_the_replica_set_has_three_members_with_one_key():
 def test_fastgpt_knows_every_member(environment):
     for name in APPS:
         uri = environment(name, "fastgpt")["MONGODB_URI"]
-        assert all(f"{HOSTS[member]}:27017" in uri for member in MEMBERS) and "replicaSet=" in uri
+        assert all(f"{HOSTS[member]}:27017" in uri for member in MEMBERS) and "replicaSet=" in uri and "tls=true" in uri
 
 
 def test_the_nodes_of_the_gateway_are_one(environment, secrets):
