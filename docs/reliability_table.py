@@ -79,9 +79,9 @@ def faults(figures: dict[str, Any]) -> list[str]:
     for entry in rebooted.values():
         lines.append(row(entry["victim"], entry["asked"], entry["failed"], entry["other_door"], number(entry["answers_seconds"]),
                          number(entry["whole_seconds"]), number(entry["slowest_seconds"])))  # fmt: skip
-    after = figures["runs"].get("after-reboots")
-    if after:
-        lines += ["", f"`site.yml` after all of them took {number(after['seconds'])} s and changed {after['changed'] or 'nothing'}."]
+    after = list(rebooted.values())[-1:]
+    if after and "run_seconds" in after[0]:
+        lines += ["", f"`site.yml` after all of them took {number(after[0]['run_seconds'])} s and changed {changes(after[0])}."]
     kinds: dict[str, int] = {}
     for entry in figures["faults"].values():
         for kind, count in entry.get("faults", {}).items():

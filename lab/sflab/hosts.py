@@ -24,10 +24,14 @@ from .common import STATE, Step, docker_inspect, image_info, output, say, tree_h
 SSH = STATE / "ssh"
 USER = "ops"
 USER_ID = 1000
-INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
-INOTIFY_WANTED = 1024
-# Outside the checkout: the setting is the machine's, and ends with its uptime as this file does.
-INOTIFY_BEFORE = Path("/run/selfhosted-fastgpt-lab.inotify")
+# What the kernel grants and labs need more of. Each systemd and each dockerd takes an inotify instance. And all hosts together weigh as much
+# as one process outside of them (cgroups v1 and v2), so that the workers of one ansible-playbook take nearly all cores from what it deploys.
+RAISED = (
+    (Path("/proc/sys/fs/inotify/max_user_instances"), 1024), (Path("/sys/fs/cgroup/cpu/docker/cpu.shares"), 262144),
+    (Path("/sys/fs/cgroup/docker/cpu.weight"), 10000),
+)  # fmt: skip
+# Outside the checkout: the settings are the machine's, and end with its uptime as this file does.
+RAISED_BEFORE = Path("/run/selfhosted-fastgpt-lab.json")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "SYSLOG", "SYS_NICE", "MKNOD", "IPC_LOCK", "SYS_CHROOT",
                 "LINUX_IMMUTABLE", "AUDIT_WRITE", "SETFCAP")
@@ -57,20 +61,23 @@ def ensure_network(lab: str, net: str) -> None:
             "--opt", f"com.docker.network.driver.mtu={mtu}", name])
 
 
-def raise_inotify() -> None:
-    """Each systemd and each dockerd takes some; restored when the last lab goes."""
-    now = int(INOTIFY.read_text())
-    if now < INOTIFY_WANTED:
-        if not INOTIFY_BEFORE.exists():
-            INOTIFY_BEFORE.write_text(f"{now}\n")
-        INOTIFY.write_text(f"{INOTIFY_WANTED}\n")
+def raise_limits() -> None:
+    """Of this machine, restored when the last lab goes."""
+    before = json.loads(RAISED_BEFORE.read_text()) if RAISED_BEFORE.exists() else {}
+    for path, wanted in RAISED:
+        now = int(path.read_text()) if path.exists() else wanted
+        if now < wanted:
+            write_if_changed(RAISED_BEFORE, json.dumps(before := {str(path): now, **before}))
+            path.write_text(f"{wanted}\n")
 
 
-def restore_inotify() -> None:
+def restore_limits() -> None:
     """Only after the last lab."""
-    if INOTIFY_BEFORE.exists() and not lab_containers():
-        INOTIFY.write_text(INOTIFY_BEFORE.read_text())
-        INOTIFY_BEFORE.unlink()
+    if RAISED_BEFORE.exists() and not lab_containers():
+        for path, value in json.loads(RAISED_BEFORE.read_text()).items():
+            if Path(path).exists():
+                Path(path).write_text(f"{value}\n")
+        RAISED_BEFORE.unlink()
 
 
 def _keygen(path: Path, comment: str) -> None:
@@ -296,7 +303,7 @@ def wait_host(lab: str, net: str, host: Host, seconds: float = 60) -> None:
 
 def up_hosts(lab: str, net: str, hosts: list[Host]) -> None:
     """All hosts, started one after the other, awaited together."""
-    raise_inotify()
+    raise_limits()
     keys = {f"{net}.{host.octet}": host_key(lab, host) for host in hosts}
     ssh_key()
     own_ca()
@@ -358,7 +365,7 @@ def down(lab: str) -> None:
     remove_orphan_cgroups()
     remove_disks(lab)
     shutil.rmtree(STATE / lab, ignore_errors=True)
-    restore_inotify()
+    restore_limits()
     say(f"lab {lab} is gone" if mine else f"lab {lab}: nothing stood")
 
 

@@ -35,7 +35,6 @@ SAMPLE: dict[str, t.Any] = {
             "plays": {"services": {"sum": 120, "longest": 90, "wall": 95.5}, "short": {"sum": 2, "longest": 2, "wall": 4.9}},
         },
         "again": {"seconds": 50, "round_trips": {"a": 70, "b": 12}, "changed": 0},
-        "after-reboots": {"seconds": 51, "changed": 0},
     },
     "planned": {"grow": {"title": "it grows", "asked": 200, "failed": 0, "slowest_seconds": 2.5, "seconds": 120, "changed": 33}},
     "faults": {
@@ -49,7 +48,7 @@ SAMPLE: dict[str, t.Any] = {
         },
         "reboot-a": {
             "title": "a is rebooted", "victim": "a", "mended_by": "itself", "held_seconds": 0, "asked": 40, "failed": 0, "other_door": 7, "slowest_seconds": 3,
-            "answers_seconds": 0, "whole_seconds": 21.5, "faults": {},
+            "answers_seconds": 0, "whole_seconds": 21.5, "run_seconds": 51, "run_changed": [], "faults": {},
         },
     },
 }  # fmt: skip
@@ -60,7 +59,7 @@ def test_every_figure_is_in_its_row(generator: t.Any) -> None:
     assert "| it grows | 200 | 0 | 2.5 | 120 | 33 |" in text
     assert "| it dies (a) | itself | 50 | 2 | 4.2 | 12 | 9.1 | nothing |" in text
     assert "| it stops (b) | site.yml, after 20 s | 70 | 0 | 0 | 80 | 2 | b: Run the container one-api |" in text
-    assert "| a | 40 | 0 | 7 | 0 | 21.5 | 3 |" in text
+    assert "| a | 40 | 0 | 7 | 0 | 21.5 | 3 |" in text and "after all of them took 51 s and changed nothing" in text
     assert "* 2 × HTTP 500: a / b" in text  # no cell of a table
     assert "took 100.5 s" in text and "| services | 120 | 90 | 95.5 |" in text and "| short |" not in text
     assert "```text\na mongodb  ####\n```" in text
@@ -131,7 +130,7 @@ def test_the_page_tells_of_every_step_of_the_scenario() -> None:
     for name in (name for name in steps if not name.startswith("reboot-")):
         assert f'    "{name}": ' in source, name
     assert {f"reboot-{host}" for host in ("db-1", "db-2", "db-3", "gw-1", "gw-2", "gpu-1", "gpu-2", "app-1", "app-2")} <= set(steps)
-    assert {"grow", "shrink", "drain", "settings"} <= set(steps)
+    assert {"grow", "shrink", "drain"} <= set(steps)
     gaps = page.partition("Not measured: ")[2].partition(".\n")[0].split("; ")
     assert [title for name, title in steps.items() if name not in figures["planned"] | figures["faults"]] == [gap for gap in gaps if gap]
     assert all(entry["failed"] == 0 for entry in figures["planned"].values())

@@ -1,7 +1,7 @@
 # Copyright: selfhosted.fastgpt contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab's pure parts: image table, LAB_IMAGES, names, packed files, tiny models."""
+"""The lab's pure parts: image table, LAB_IMAGES, names, packed files, tiny models, limits of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if sys.version_info < (3, 11):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "lab"))
 
-from sflab import catalogue, files, models  # noqa: E402
+from sflab import catalogue, files, hosts, models  # noqa: E402
 from sflab.catalogue import LabError  # noqa: E402
 
 
@@ -141,3 +141,22 @@ def test_safetensors_layout() -> None:
 @pytest.mark.parametrize("token, content", [(b" the", False), (b" MongoDB", True), (b"?", False), (b" x", False), (b"42", True), ("数".encode(), True)])
 def test_content_words(token: bytes, content: bool) -> None:
     assert models.is_content(token) is content
+
+
+def test_limits_are_raised_once_and_restored_with_the_last_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high, absent = tmp_path / "low", tmp_path / "high", tmp_path / "absent"
+    low.write_text("5\n")
+    high.write_text("50\n")
+    standing = ["a container"]
+    monkeypatch.setattr(hosts, "RAISED", ((low, 20), (high, 20), (absent, 20)))
+    monkeypatch.setattr(hosts, "RAISED_BEFORE", tmp_path / "before.json")
+    monkeypatch.setattr(hosts, "lab_containers", lambda: standing)
+    for _time in range(2):
+        hosts.raise_limits()
+        assert (low.read_text(), high.read_text(), absent.exists()) == ("20\n", "50\n", False)
+    hosts.restore_limits()
+    assert low.read_text() == "20\n", "a lab still stands"
+    standing.clear()
+    for _time in range(2):
+        hosts.restore_limits()
+        assert (low.read_text(), high.read_text(), hosts.RAISED_BEFORE.exists()) == ("5\n", "50\n", False)
