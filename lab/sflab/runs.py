@@ -48,7 +48,7 @@ class Run:
 
 
 def has_changed(event: dict[str, Any]) -> bool:
-    """Whether a task that ended well changed something. Of one whose result is censored only a line says so, which warnings may stand before."""
+    """Whether a task that ended well changed something. Of one whose result is censored only a line says so, below a banner or warnings."""
     result = (event.get("event_data") or {}).get("res")
     printed = re.sub(r"\x1b\[[0-9;]*m", "", str(event.get("stdout") or ""))
     return bool(isinstance(result, dict) and result.get("changed")) or re.search(r"^changed: \[", printed, re.MULTILINE) is not None

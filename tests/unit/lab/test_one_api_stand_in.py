@@ -68,7 +68,7 @@ class OneApi:
 
     def stop(self):
         self.process.terminate()
-        assert self.process.wait(5) == 0
+        assert self.process.wait(30) == 0
 
     def __call__(self, method, path, body=None, headers=None, auth=ACCESS):
         head = {"Content-Type": "application/json", **({"Authorization": auth} if auth else {}), **(headers or {})}

@@ -29,6 +29,7 @@ CENSORED = {"censored": "the output has been hidden"}
         ({"changed": False}, "ok: [app-1]", False),
         (CENSORED, "\x1b[0;33mchanged: [app-1]\x1b[0m", True),
         (CENSORED, "[WARNING]: Docker warning: it was so\n\x1b[0;33mchanged: [app-1]\x1b[0m", True),
+        (CENSORED, "\r\nTASK [container : Run it] ***\r\n\x1b[0;33mchanged: [app-1]\x1b[0m", True),
         (CENSORED, "[WARNING]: it has changed: [x]\nok: [app-1]", False),
         (None, None, False),
     ],
