@@ -74,6 +74,8 @@ class Progress:
 
     def say(self, **values: Any) -> None:
         with self.lock:
+            if self.state["done"]:  # the ticker was still measuring
+                return
             self.state.update(values)
             temporary = STATUS.with_suffix(".new")
             temporary.write_text(json.dumps(self.state), encoding="utf-8")

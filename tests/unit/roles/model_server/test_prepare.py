@@ -110,6 +110,15 @@ def status(tool: t.Any) -> dict[str, t.Any]:
     return dict(json.loads(tool.STATUS.read_text()))
 
 
+def test_nothing_is_said_after_the_end(tool: t.Any) -> None:
+    """A ticker that was measuring when the end was told must neither take it back nor write beside the run that comes next."""
+    progress = tool.Progress()
+    progress.say(done=True, ok=True, doing="ready")
+    tool.STATUS.unlink()
+    progress.say(doing="12 MB")
+    assert not tool.STATUS.exists() and progress.state["doing"] == "ready"
+
+
 @pytest.mark.parametrize("top", ["", "m-v1/"])
 def test_archive_lands_whole_and_once(tool: t.Any, www: Served, tmp_path: Path, top: str) -> None:
     sha256 = archive(tmp_path / "www" / "m.tar", {f"{top}config.json": b"{}", f"{top}sub/weights.bin": b"x" * 5000})
