@@ -303,7 +303,7 @@ def test_no_database_leaves_the_models_readable_and_it_stays_up(stand_in):
     assert status == 200 and json.loads(text)["code"] == 403 and json.loads(text)["statusText"] == "unAuthorization"
     assert process.poll() is None
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(5) == 0
 
 
 @pytest.mark.parametrize("version, answers", [("v4.8.17", {200}), ("v4.8.18", {200, 429})])
