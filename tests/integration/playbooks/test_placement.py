@@ -20,7 +20,7 @@ PLAY = """
 - hosts: gpu
   gather_facts: false
   roles:
-    - {role: selfhosted.fastgpt.plan, plan_gather: false}
+    - role: selfhosted.fastgpt.plan
   tasks:
     - ansible.builtin.setup: {gather_subset: [min, network, hardware]}
     - ansible.builtin.set_fact: {plan__faults: [], plan__refused: []}

@@ -41,7 +41,7 @@ DERIVE = """
 - hosts: all
   gather_facts: false
   roles:
-    - {role: selfhosted.fastgpt.plan, plan_gather: false}
+    - role: selfhosted.fastgpt.plan
   tasks:
     - ansible.builtin.include_role:
         name: selfhosted.fastgpt.oneapi
