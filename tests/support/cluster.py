@@ -316,8 +316,10 @@ def grown() -> None:
 
 
 def shrink() -> list[Any]:
-    """With settings that have the containers of both services made anew, one host after the other. The run after the next change takes them back."""
-    return [run_site("shrink", inventory=INVENTORY, extravars={"oneapi_sync_frequency": 6, "fastgpt_extra_env": {"RELIABILITY": "measured"}})]
+    """With settings that have the containers of both services made anew and the chat servers started again, one host after the other. The run after the
+    next change takes them back."""
+    settings = {"oneapi_sync_frequency": 6, "fastgpt_extra_env": {"RELIABILITY": "measured"}, "model_server_chat_batch_tokens": 500}
+    return [run_site("shrink", inventory=INVENTORY, extravars=settings)]
 
 
 def shrunk() -> None:
@@ -341,7 +343,7 @@ def drain() -> list[Any]:
 
 PLANNED = {
     "grow": Planned("a third model host and two more MongoDB members", grow, grown),
-    "shrink": Planned("the same three hosts leave the inventory, and other settings have the containers of One-API and FastGPT made anew", shrink, shrunk),
+    "shrink": Planned("the same three hosts leave the inventory, and other settings have One-API, FastGPT and the chat servers made anew", shrink, shrunk),
     "drain": Planned("a model host is drained, and taken back by `site.yml`, which takes the settings back too", drain, wait_whole),
 }
 

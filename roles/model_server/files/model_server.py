@@ -355,10 +355,10 @@ def differences(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]
         stamp = content(STATE / "stamps" / name)
         if not stamp:
             restart[name] = "new"
-        elif stamp != digest(server, config):
-            restart[name] = "changed"
         elif state.get("ActiveState") not in ("active", "activating", "reloading"):
             restart[name] = f"was {state.get('ActiveState') or 'not there'}"
+        elif stamp != digest(server, config):
+            restart[name] = "changed"
         elif state.get("UnitFileState") != "enabled":
             restart[name] = "was not enabled"
         elif content(UNITS / f"{unit_of(name)}.d" / "limits.conf") != dropin(server):

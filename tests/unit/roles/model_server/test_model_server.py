@@ -57,6 +57,13 @@ def test_only_what_changed_is_restarted(host: t.Any, what: str) -> None:
     assert host.tool.apply(host.tool.load())["changed"] == []
 
 
+def test_a_changed_server_that_does_not_run_is_not_waited_for(host: t.Any) -> None:
+    host.tool.apply(host.config(host.server("8001"), host.server("8002")))
+    host.set_state(unit("8002"), ActiveState="inactive")
+    config = host.config(host.server("8001", memory_max="3G"), host.server("8002", memory_max="3G"))
+    assert host.tool.plan(config)["changes"] == [f"{unit('8001')}: changed", f"{unit('8002')}: was inactive"]
+
+
 def test_a_restart_that_failed_is_done_again(host: t.Any) -> None:
     config = host.config(host.server("8001"))
     (host.root / "fail").touch()
