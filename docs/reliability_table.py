@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write the figures of reliability.json into reliability.md. With --check, say whether it is out of date.
 
-    reliability_table.py --record .lab/molc/reliability.json     take the figures of a run of the scenario `cluster`, then write
+    reliability_table.py --record .bench/reliability.json     take the figures of a run of the scenario `cluster`, then write
 
 The text around the generated part is written by hand and stays.
 """
