@@ -20,8 +20,9 @@ from conftest import Inventory
 from sflab.runs import ROOT
 
 BIN = ROOT / ".venv" / "bin"
-NEEDED = ("meta/runtime.yml", "playbooks/site.yml", "playbooks/plan.yml", "playbooks/verify.yml", "playbooks/secrets.yml", "roles/plan/tasks/main.yml",
-          "roles/model_server/files/model_server.py", "plugins/modules/oneapi_token.py", "plugins/filter/image_ref.py", "LICENSE", "README.md")  # fmt: skip
+NEEDED = ("meta/runtime.yml", "playbooks/site.yml", "playbooks/plan.yml", "playbooks/facts.yml", "playbooks/verify.yml", "playbooks/secrets.yml",
+          "roles/plan/tasks/report.yml", "roles/model_server/files/model_server.py", "plugins/modules/oneapi_token.py", "plugins/filter/image_ref.py",
+          "LICENSE", "README.md")  # fmt: skip
 UNWANTED = re.compile(
     r"^\.|(^|/)(lab|tests|molecule|bench|__pycache__|build)(/|$)|\.pyc$|(^|/)vault[^/]*\.ya?ml|vault-password|\.tar\.gz$|\.log$|\.retry$|~$"
 )
