@@ -109,6 +109,8 @@ class Killer:
         self.since: dict[str, list[str]] = {}
         self.running: dict[str, str] = {}
         self.after: str | None = None
+        self.timer: threading.Timer | None = None
+        self.killed = False
         self.at = 0.0
         self.lock = threading.Lock()
 
@@ -140,7 +142,16 @@ class Killer:
             self.after = name
             # half of them at once, half in the middle of whatever comes next
             delay = 0.0 if self.chance.random() < 0.5 else self.chance.uniform(0.05, 2.0)
-            threading.Timer(delay, self.end, args=(delay,)).start()
+            self.timer = threading.Timer(delay, self.end, args=(delay,))
+            self.timer.start()
+
+    def let_go(self) -> None:
+        """The run has ended by itself: a kill that is still to come would hit the next one."""
+        if self.timer:
+            self.timer.cancel()
+            self.timer.join()
+        if not self.killed:
+            self.after = None
 
     def end(self, delay: float) -> None:
         """Kill, and record what it counts for."""
@@ -150,6 +161,7 @@ class Killer:
                 # the run was quicker
                 self.after = None
                 return
+            self.killed = True
             self.coverage.killed_after.add(self.after)
             self.coverage.killed_within |= set(self.running.values())
             self.at = delay
@@ -225,6 +237,7 @@ def sweep(kills: int, seed: int, minutes: float) -> int:
                 order(event)
 
             run = play("site.yml", "sweep", f"--tags {stage}" if stage else "--skip-tags verify", follow)
+            killer.let_go()
             if killer.after is None or run.rc == 0:
                 break
             killed, here = killed + 1, here + 1

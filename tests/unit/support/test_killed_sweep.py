@@ -74,6 +74,27 @@ def test_a_run_that_was_quicker_counts_for_nothing():
     assert coverage.seen == {"mongodb: write"}
 
 
+class Late(random.Random):
+    def random(self):
+        return 0.9
+
+    def uniform(self, _least, most):
+        return most
+
+
+def test_a_kill_that_is_still_to_come_does_not_hit_the_next_run():
+    kills = []
+    killer = Killer(coverage := Coverage(), Late(1), True, lambda: kills.append(1) or 1)
+    killer(ended("write", True))
+    assert killer.after == "mongodb: write"
+    killer.let_go()
+    time.sleep(2.2)
+    assert (kills, killer.after, coverage.killed_after) == ([], None, set())
+    killer = follow(Coverage(), ended("write", True))
+    killer.let_go()
+    assert killer.after == "mongodb: write"
+
+
 def test_tasks_that_only_look_share_the_state_before_them():
     coverage = Coverage(seen={"a", "write", "b", "start", "c"}, changing={"write", "start"}, killed_after={"write"})
     looked_only(coverage, ["a", "write", "b", "start", "c"])
