@@ -8,8 +8,7 @@
     cluster.py planned [name...]  grow, shrink, drain ...: nobody may notice
     cluster.py faults [name...]   what breaks, who notices, how long, and what the next run mends
 
-Each step writes its figures into .lab/<name>/reliability.json and, where they outlive the hosts, .bench/reliability.json. From these
-docs/reliability_table.py makes docs/reliability.md.
+Each step writes its figures into .bench/reliability.json, from which docs/reliability_table.py makes docs/reliability.md.
 The environment says which lab: LAB_SCENARIO=cluster, LAB_NAME, LAB_NET.
 """
 
@@ -22,7 +21,6 @@ import http.client
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -42,9 +40,8 @@ from sflab.timeline import parallel, picture
 sys.path.insert(0, str(ROOT / ".collections"))
 from ansible_collections.selfhosted.fastgpt.plugins.module_utils._fastgpt_graphs import app_body  # noqa: E402
 
-RECORD = STATE / NAME / "reliability.json"
-# survives the hosts
-KEPT = ROOT / ".bench" / "reliability.json"
+# outlives the hosts
+RECORD = ROOT / ".bench" / "reliability.json"
 SEED = STATE / NAME / "seed.json"
 BASE = [name for name in HOSTS if name not in ("gpu-3", "db-4", "db-5")]
 MEMBERS, GATEWAYS, MODEL_HOSTS, APPS = ["db-1", "db-2", "db-3"], ["gw-1", "gw-2"], ["gpu-1", "gpu-2"], ["app-1", "app-2"]
@@ -265,9 +262,8 @@ def record(part: str, name: str, entry: dict[str, Any]) -> None:
     }  # fmt: skip
     data["steps"] = {"planned": {key: what.title for key, what in PLANNED.items()}, "faults": {key: what.title for key, what in FAULTS.items()}}
     data.setdefault(part, {})[name] = entry
+    RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    KEPT.parent.mkdir(exist_ok=True)
-    shutil.copy(RECORD, KEPT)
     say(f"{part} {name}: {json.dumps({key: value for key, value in entry.items() if key != 'picture'}, ensure_ascii=False)}")
 
 
@@ -284,9 +280,10 @@ def run_site(directory: str, **options: Any) -> Any:
 
 
 def converge() -> None:
-    """The first time cold, from then on what an unchanged inventory costs."""
-    data = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    name = "again" if "cold" in data.get("runs", {}) else "cold"
+    """The first time cold, which begins a new record; from then on what an unchanged inventory costs."""
+    name = "again" if (STATE / NAME / "converge-cold").exists() else "cold"
+    if name == "cold":
+        RECORD.unlink(missing_ok=True)
     run = run_site(f"converge-{name}")
     spans = run.timeline.spans()
     entry = {

@@ -26,7 +26,9 @@ UNREAD: dict[str, dict[str, Any]] = {case["name"]: case for case in TABLE["refus
 HOSTS: dict[str, dict[str, Any]] = {case["name"]: case for case in TABLE["refused by the look at the host"]}
 
 
+# Cases of one host in a run, and GPU hosts beside it that stand for a case each.
 PER_RUN = 6
+PER_RUN_HOSTS = 9
 SERVERS = {f"model_servers[{number}]" for number in range(3)}
 
 
@@ -47,23 +49,39 @@ def lonely(case: dict[str, Any]) -> bool:
     return case.get("alone", False) or None in (case.get("groups") or {}).values()
 
 
+def of_one_host(case: dict[str, Any]) -> bool:
+    """Whether the case is about the models of a host and nothing else, so that a host of its own can stand for it."""
+    servers = case.get("servers") or {}
+    return set(case) <= {"name", "servers", "faults", "lines"} and set(servers) <= {0, 1, 2} and None not in servers.values()
+
+
 def runs() -> list[list[dict[str, Any]]]:
     """Cases that can share a run: a line of the report is a refusal, whatever else stands in it."""
+    own = [{**case, "host": f"gpu-{number % PER_RUN_HOSTS}"} for number, case in enumerate(filter(of_one_host, CASES.values()))]
+    beside = [own[start : start + PER_RUN_HOSTS] for start in range(0, len(own), PER_RUN_HOSTS)]
     packed: list[list[dict[str, Any]]] = []
     for case in CASES.values():
+        if of_one_host(case):
+            continue
         for run in packed:
             if not lonely(case) and not lonely(run[0]) and len(run) < PER_RUN and all(changed(case).isdisjoint(changed(other)) for other in run):
                 run.append(case)
                 break
         else:
             packed.append([case])
-    return packed
+    return beside + packed
 
 
 def spoil(cases: list[dict[str, Any]]) -> Inventory:
     """The good inventory with the changes of some cases."""
     inventory = Inventory()
-    for case in cases:
+    for case in (case for case in cases if "host" in case):
+        servers = [{**server, **case["servers"].get(index, {})} for index, server in enumerate(Inventory().servers)]
+        gpus = inventory.data["all"]["children"]["gpu"]["hosts"]
+        # with several hosts each has to say its own
+        gpus["box"]["node_address"] = "192.0.2.1"
+        gpus[case["host"]] = {"node_address": f"192.0.2.{len(gpus) + 1}", "model_servers": servers}
+    for case in (case for case in cases if "host" not in case):
         for index, values in sorted((case.get("servers") or {}).items(), reverse=True):
             if values is None:
                 inventory.servers.pop(index)
@@ -103,6 +121,7 @@ def refused(play: Any, cases: list[dict[str, Any]], directory: pathlib.Path, pla
     assert lines, text
     for case in cases:
         for parts in case["faults"]:
+            parts = [*parts, *([f"[{case['host']}]"] if "host" in case else [])]
             assert any(all(part in line for part in parts) for line in lines), (case["name"], parts, lines)
     for secret in secrets_in(Inventory().vars) | secrets_in(inventory.vars):
         assert secret not in text
