@@ -85,7 +85,8 @@ DERIVE = """
 FEW = {"gpu": ["gpu-1"], "gateway": ["gate-1", "gate-2"], "mongodb": ["db-1"], "pgvector": ["db-1"], "fastgpt": ["db-1"]}
 
 
-def inventory(placed: dict[str, list[str]] = GROUPS, **variables: Any) -> dict[str, Any]:
+def inventory(few: bool = False, **variables: Any) -> dict[str, Any]:
+    placed = FEW if few else GROUPS
     groups = {group: {"hosts": {host: {"ansible_host": "127.0.0.1", "node_address": HOSTS[host]} for host in hosts}} for group, hosts in placed.items()}
     known = {key: value for key, value in GOOD["all"]["vars"].items() if key != "ansible_host"}
     return {
@@ -198,7 +199,7 @@ def test_servers_of_ones_own(derive: Any) -> None:
 )  # fmt: skip
 def test_refused_in_the_plan(variables: dict[str, Any], refusals: list[list[str]], tmp_path: pathlib.Path, play: Any) -> None:
     path = tmp_path / "hosts.yml"
-    path.write_text(yaml.safe_dump(inventory(FEW, **variables)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(inventory(few=True, **variables)), encoding="utf-8")
     run = play("plan.yml", path, cmdline="--tags plan_inventory")
     assert run.rc != 0 and run.round_trips == {}
     for words in refusals:
