@@ -44,7 +44,7 @@ services() {
   $SSH ops@"$APP" sudo env APP="$APP" GPU="$GPU" INFRA="$INFRA" bash -seuo pipefail <<'END'
 REGISTRY=$INFRA:5000
 apt-get update -q
-DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io ca-certificates curl openssl python3-pymongo
+DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io docker-cli ca-certificates curl openssl python3-pymongo
 mkdir -p /etc/docker /srv/fastgpt /srv/oneapi/tiktoken
 echo "{\"insecure-registries\": [\"$REGISTRY\"]}" > /etc/docker/daemon.json
 systemctl restart docker
@@ -118,7 +118,7 @@ wait $work
 
 # a question through the whole chain, by the module that site.yml ends with too
 answer=$(.venv/bin/ansible -o -i "$APP," all -u ops -b --private-key .lab/ssh/id_ed25519 -e ansible_python_interpreter=/usr/bin/python3 \
-  --ssh-common-args "-o UserKnownHostsFile=.lab/ssh/known_hosts" -m selfhosted.fastgpt.fastgpt_check -a "{
+  --ssh-common-args="-o UserKnownHostsFile=.lab/ssh/known_hosts" -m selfhosted.fastgpt.fastgpt_check -a "{
     \"url\": \"http://$APP:8080\", \"version\": \"v4.8.9\", \"password\": \"1234\", \"chat_model\": \"tiny-qwen2-chat\",
     \"vector_model\": \"all-MiniLM-L6-v2\", \"rerank_model\": \"tiny-cross-encoder\", \"wait\": 300}")
 echo "$answer"
