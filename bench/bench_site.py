@@ -180,10 +180,10 @@ def converged(count: int, hosts: pathlib.Path, rounds: int) -> Converged:
     return Converged(count, min(times["site"]), min(times["facts"]), min(times["floor"]), run.round_trips, counts, tasks.slowest())
 
 
-def cold(rounds_by_hand: bool) -> dict[str, float]:
-    """The demo's hosts from bare to an answered question, by hand where the script is there, and by site.yml, whose hosts stay."""
+def cold() -> dict[str, float]:
+    """The demo's hosts from bare to an answered question, by hand and by site.yml, whose hosts stay."""
     figures: dict[str, float] = {}
-    for way in ("by_hand", "ours") if rounds_by_hand and BY_HAND.exists() else ("ours",):
+    for way in ("by_hand", "ours"):
         remove_hosts(NAME)
         raise_hosts(2, NAME, NET)
         hosts = write_inventory(2, NET)
@@ -277,7 +277,7 @@ def main() -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     rows: list[Converged] = []
     try:
-        figures = {} if arguments.no_cold else cold(True)
+        figures = {} if arguments.no_cold else cold()
         # one host does everything, so it is another deployment than the others, which grow
         if 1 in counts:
             remove_hosts(NAME)

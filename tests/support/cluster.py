@@ -282,9 +282,9 @@ def run_site(directory: str, **options: Any) -> Any:
 def converge() -> None:
     """The first time cold, which begins a new record; from then on what an unchanged inventory costs."""
     name = "again" if (STATE / NAME / "converge-cold").exists() else "cold"
+    run = run_site(f"converge-{name}")
     if name == "cold":
         RECORD.unlink(missing_ok=True)
-    run = run_site(f"converge-{name}")
     spans = run.timeline.spans()
     entry = {
         "seconds": run.seconds, "changed": run.total("changed"), "round_trips": run.round_trips,

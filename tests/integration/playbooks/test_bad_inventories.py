@@ -57,12 +57,11 @@ def of_one_host(case: dict[str, Any]) -> bool:
 
 def runs() -> list[list[dict[str, Any]]]:
     """Cases that can share a run: a line of the report is a refusal, whatever else stands in it."""
-    own = [{**case, "host": f"gpu-{number % PER_RUN_HOSTS}"} for number, case in enumerate(filter(of_one_host, CASES.values()))]
-    beside = [own[start : start + PER_RUN_HOSTS] for start in range(0, len(own), PER_RUN_HOSTS)]
+    own = [case for case in CASES.values() if of_one_host(case)]
+    starts = range(0, len(own), PER_RUN_HOSTS)
+    beside = [[{**case, "host": f"gpu-{number}"} for number, case in enumerate(own[start : start + PER_RUN_HOSTS])] for start in starts]
     packed: list[list[dict[str, Any]]] = []
-    for case in CASES.values():
-        if of_one_host(case):
-            continue
+    for case in (case for case in CASES.values() if not of_one_host(case)):
         for run in packed:
             if not lonely(case) and not lonely(run[0]) and len(run) < PER_RUN and all(changed(case).isdisjoint(changed(other)) for other in run):
                 run.append(case)
@@ -75,13 +74,14 @@ def runs() -> list[list[dict[str, Any]]]:
 def spoil(cases: list[dict[str, Any]]) -> Inventory:
     """The good inventory with the changes of some cases."""
     inventory = Inventory()
-    for case in (case for case in cases if "host" in case):
-        servers = [{**server, **case["servers"].get(index, {})} for index, server in enumerate(Inventory().servers)]
-        gpus = inventory.data["all"]["children"]["gpu"]["hosts"]
-        # with several hosts each has to say its own
-        gpus["box"]["node_address"] = "192.0.2.1"
-        gpus[case["host"]] = {"node_address": f"192.0.2.{len(gpus) + 1}", "model_servers": servers}
-    for case in (case for case in cases if "host" not in case):
+    for case in cases:
+        if "host" in case:
+            servers = [{**server, **case["servers"].get(index, {})} for index, server in enumerate(inventory.servers)]
+            gpus = inventory.data["all"]["children"]["gpu"]["hosts"]
+            # with several hosts each has to say its own
+            gpus["box"]["node_address"] = "192.0.2.1"
+            gpus[case["host"]] = {"node_address": f"192.0.2.{len(gpus) + 1}", "model_servers": servers}
+            continue
         for index, values in sorted((case.get("servers") or {}).items(), reverse=True):
             if values is None:
                 inventory.servers.pop(index)

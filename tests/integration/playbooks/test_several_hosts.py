@@ -238,6 +238,7 @@ def test_members_change_their_mode_of_tls_by_one_step(tmp_path: pathlib.Path, pl
     hosts = {name: {"arguments": now, "mongodb_tls_mode": wanted} for name, (now, wanted, _first) in steps.items()}
     path.write_text(yaml.safe_dump({"all": {"hosts": hosts}}), encoding="utf-8")
     run = play(str(playbook), path, extravars={"mongodb_tls_own_ca": True, "ansible_python_interpreter": sys.executable})
+    assert run.stats["dark"] == {}, run.stdout
     refused = {failure["host"]: str(failure["res"]["msg"]) for failure in run.failed}
     assert sorted(refused) == sorted(name for name, (_now, _wanted, first) in steps.items() if first), run.stdout
     for name, message in refused.items():
