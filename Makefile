@@ -7,7 +7,9 @@ FASTGPT_VERSION ?=
 BIN := .venv/bin
 # pyenv's shims and a colour-hungry terminal only confuse the tools below
 export ANSIBLE_NOCOLOR ?=
-export PYTHONDONTWRITEBYTECODE := 1
+# bytecode is kept, since every process of Ansible loads the plugins anew, but beside the tree
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 
 .PHONY: help demo demo-down lab-clean test test-beside test-all lint sanity unit explore integration engines playbooks molecule molecule-cluster molecule-gpu molecule-gpu-dkms bench-modules bench-door bench-models bench-gpu bench-site killed-runs clean
 
