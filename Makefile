@@ -57,10 +57,11 @@ test-beside: .venv/.done
 
 test-all: test molecule-cluster molecule-gpu molecule-gpu-dkms ## every scenario
 
-lint: .venv/.done ## ansible-lint, yamllint, ruff, mypy, documentation and argument specifications
+lint: .venv/.done ## ansible-lint, yamllint, ruff, shellcheck, mypy, documentation and argument specifications
 	@echo "=== lint"
 	$(BIN)/yamllint -s .
 	$(BIN)/ruff check .
+	git ls-files '*.sh' .ci/run | xargs $(BIN)/shellcheck
 	tests/mypy.sh
 	ANSIBLE_COLLECTIONS_PATH=$(CURDIR)/.collections $(BIN)/ansible-lint --offline --profile production -q
 	$(BIN)/antsibull-changelog lint

@@ -21,10 +21,10 @@ from sflab.runs import Run, run_playbook, vault_environment  # noqa: E402
 
 SCENARIO = os.environ.get("LAB_SCENARIO", "default")
 NAME, NET = os.environ.get("LAB_NAME", "mol"), os.environ.get("LAB_NET", "172.31.78")
-# What `lab.py up` is asked for. default: the demo's hosts, two more model hosts, the last of which pretends to have two GPUs.
+# What `lab.py up` is asked for. default: the demo's hosts, the first of which pretends to have two GPUs, and one more model host.
 # cluster: databases with a data disk of 2 GB each, and from gpu-3 on what the cluster grows by.
 RAISED = {
-    "default": (*DEFAULT_HOSTS, "gpu-2=bookworm=13", "gpu-3=trixie=14=2"),
+    "default": (f"{DEFAULT_HOSTS[0]}=2", *DEFAULT_HOSTS[1:], "gpu-2=bookworm=13"),
     "cluster": (
         "db-1=trixie=11=0=2", "db-2=trixie=12=0=2", "db-3=trixie=13=0=2", "gw-1=trixie=21", "gw-2=bookworm=22", "gpu-1=bookworm=31",
         "gpu-2=bookworm=32", "app-1=trixie=41", "app-2=bookworm=42", "gpu-3=bookworm=33", "db-4=bookworm=14=0=2", "db-5=bookworm=15=0=2",

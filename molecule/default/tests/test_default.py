@@ -15,8 +15,8 @@ from lab_hosts import HOSTS, SSH
 from machines import host, listening, status
 
 APP, GPU = HOSTS["app-1"], HOSTS["gpu-1"]
-DOORS = {"app-1": {8000, 8080, 8090}, "gpu-1": {8001, 8002, 8003}, "gpu-2": {8001, 8002, 8003}, "gpu-3": {8001}}
-PUBLISHED = {"app-1": {27017, 5432}, "gpu-1": set(), "gpu-2": set(), "gpu-3": set()}
+DOORS = {"app-1": {8000, 8001, 8080, 8090}, "gpu-1": {8001, 8002, 8003}, "gpu-2": {8001, 8002, 8003}}
+PUBLISHED = {"app-1": {27017, 5432}, "gpu-1": set(), "gpu-2": set()}
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -93,7 +93,7 @@ def test_containers_are_fenced_in(app, name):
 
 def test_no_container_was_made_twice_or_left_over(app):
     names = app.check_output("docker ps -a --format '{{.Names}}'").split()
-    assert sorted(names) == ["fastgpt", "fastgpt-sandbox", "mongodb", "one-api", "pgvector"]
+    assert sorted(names) == ["fastgpt", "fastgpt-sandbox", "model-8001", "mongodb", "one-api", "pgvector"]
 
 
 def test_config_json_is_strict_json_and_names_the_models(app, every):

@@ -128,7 +128,7 @@ def test_an_engine_killed_under_load_loses_its_own_requests_only_and_comes_back(
 
 
 def test_vllm_has_its_gpu_and_nothing_more(every):
-    gpu = host("gpu-3")
+    gpu = host("app-1")
     found = json.loads(gpu.check_output("docker inspect model-8001"))[0]
     assert found["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == ["nvidia.com/gpu=0"]
     assert gpu.check_output("docker exec model-8001 sh -c 'ls /dev/nvidia*'") == "/dev/nvidia0"
@@ -143,8 +143,8 @@ def test_vllm_has_its_gpu_and_nothing_more(every):
 
 
 def test_a_dead_container_comes_back(every):
-    gpu = host("gpu-3")
-    entry = entry_of(every, "gpu-chat@gpu-3")
+    gpu = host("app-1")
+    entry = entry_of(every, "gpu-chat@app-1")
     assert ask_entry(entry)[0] == 200
     count = int(gpu.check_output("docker inspect -f '{{.RestartCount}}' model-8001"))
     gpu.check_output("kill -9 $(docker inspect -f '{{.State.Pid}}' model-8001)")

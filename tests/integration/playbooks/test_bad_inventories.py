@@ -60,15 +60,16 @@ def runs() -> list[list[dict[str, Any]]]:
     own = [case for case in CASES.values() if of_one_host(case)]
     starts = range(0, len(own), PER_RUN_HOSTS)
     beside = [[{**case, "host": f"gpu-{number}"} for number, case in enumerate(own[start : start + PER_RUN_HOSTS])] for start in starts]
+    together = [[case for case in CASES.values() if case.get("run") == number] for number in sorted({case.get("run", 0) for case in CASES.values()} - {0})]
     packed: list[list[dict[str, Any]]] = []
-    for case in (case for case in CASES.values() if not of_one_host(case)):
+    for case in (case for case in CASES.values() if not of_one_host(case) and "run" not in case):
         for run in packed:
             if not lonely(case) and not lonely(run[0]) and len(run) < PER_RUN and all(changed(case).isdisjoint(changed(other)) for other in run):
                 run.append(case)
                 break
         else:
             packed.append([case])
-    return beside + packed
+    return beside + together + packed
 
 
 def spoil(cases: list[dict[str, Any]]) -> Inventory:
@@ -192,32 +193,21 @@ def test_a_file_that_cannot_be_read_is_refused(name: str, play: Any, tmp_path: p
 
 
 # Without the tag the plan reads the hosts too, so that what is wrong there stands in the same report.
-@pytest.mark.parametrize("name", ["unknown model", "no secrets", "FastGPT v4.8.20"])
-def test_site_refuses_it_too(name: str, play: Any, tmp_path: pathlib.Path) -> None:
-    case = CASES[name]
-    faults = [*case["faults"], ["[box]", "ansible_host: 127.0.0.1", "does not answer"]]
-    lines = refused(play, [{**case, "faults": faults}], tmp_path, "site.yml", "")
-    assert len(lines) - 1 <= len(faults) + 1, lines
+def test_site_refuses_it_too(play: Any, tmp_path: pathlib.Path) -> None:
+    cases = [CASES["unknown model"], CASES["FastGPT v4.8.20"], {"name": "host", "faults": [["[box]", "ansible_host: 127.0.0.1", "does not answer"]]}]
+    lines = refused(play, cases, tmp_path, "site.yml", "")
+    assert len(lines) - 1 <= sum(len(case["faults"]) for case in cases) + 1, lines
 
 
-def test_site_names_a_host_that_does_not_answer(play: Any) -> None:
-    run = play("site.yml", Inventory())
-    lines = report(run)
-    assert run.rc != 0
-    assert len(lines) == 2, run.stdout
-    for part in ("[box]", "ansible_host: 127.0.0.1", "does not answer", "Check its address"):
-        assert part in lines[1]
-    assert run.stats["changed"] == {}
-
-
-def test_site_reports_all_hosts_that_do_not_answer(play: Any) -> None:
+def test_site_names_every_host_that_does_not_answer(play: Any) -> None:
     inventory = Inventory()
-    inventory.hosts("gpu", box=FIRST, gpu_2=SECOND)
+    inventory.hosts("gpu", box=FIRST, gpu_2={**SECOND, "ansible_host": "127.0.0.2"})
     run = play("site.yml", inventory)
     lines = report(run)
     assert run.rc != 0
-    assert any("[box]" in line and "does not answer" in line for line in lines) or any("[all hosts]" in line for line in lines), lines
-    assert any("gpu-2" in line or "[all hosts]" in line for line in lines), lines
+    assert len(lines) == 3, run.stdout
+    for host, address in (("[box]", "127.0.0.1"), ("[gpu-2]", "127.0.0.2")):
+        assert any(all(part in line for part in (host, f"ansible_host: {address}:", "does not answer", "Check its address")) for line in lines), lines
     assert run.stats["changed"] == {}
 
 

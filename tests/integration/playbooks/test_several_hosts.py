@@ -167,33 +167,31 @@ def test_servers_of_ones_own(derive: Any) -> None:
         (
             {
                 "oneapi_database": "sqlite", "fastgpt_http_redirect_port": 80, "fastgpt_login_rate": "20 per minute", "fastgpt_max_body": "512 MB",
+                "oneapi_sql_dsn": "u:pppppppp@tcp(127.0.0.1:3306)/x", "oneapi_database_password": "with@strange/signs:inside",
             },
             [
                 ["gateway: oneapi_database", "sqlite", "is a file of one host"],
                 ["fastgpt_http_redirect_port: 80", "needs a certificate"],
                 ["fastgpt_login_rate: 20 per minute", "must be a rate such as 20r/m"],
                 ["fastgpt_max_body: 512 MB", "is no size as nginx writes them"],
+                ["oneapi_sql_dsn, oneapi_redis_url: (hidden)", "names the machine that asks"],
+                ["oneapi_database_password: (hidden)", "letters, digits, dash and underscore"],
             ],
         ),
         (
-            {"oneapi_database": "postgresql", "oneapi_sql_dsn": "postgresql://u:pppppppp@db.example/x", "oneapi_redis_url": "cache.example:6379"},
-            [["oneapi_sql_dsn: (hidden)", "postgres:// alone"], ["oneapi_redis_url: (hidden)", "is no URL of a Redis"]],
+            {
+                "oneapi_database": "postgresql", "oneapi_sql_dsn": "postgresql://u:pppppppp@db.example/x", "oneapi_redis_url": "cache.example:6379",
+                "oneapi_cache_password": STORES["oneapi_database_password"],
+            },
+            [
+                ["oneapi_sql_dsn: (hidden)", "postgres:// alone"],
+                ["oneapi_redis_url: (hidden)", "is no URL of a Redis"],
+                ["oneapi_database_password and oneapi_cache_password", "hold the same value"],
+            ],
         ),
         (
             {"oneapi_sql_dsn": "mysql://u:pppppppp@db.example/x", "oneapi_cache_password": ""},
             [["oneapi_sql_dsn: (hidden)", "is not of the form that One-API gives to MySQL"], ["oneapi_cache_password: (unset)", "is required"]],
-        ),
-        (
-            {"oneapi_sql_dsn": "u:pppppppp@tcp(127.0.0.1:3306)/x"},
-            [["oneapi_sql_dsn, oneapi_redis_url: (hidden)", "names the machine that asks"]],
-        ),
-        (
-            {"oneapi_database_password": "with@strange/signs:inside"},
-            [["oneapi_database_password: (hidden)", "letters, digits, dash and underscore"]],
-        ),
-        (
-            {"oneapi_cache_password": STORES["oneapi_database_password"]},
-            [["oneapi_database_password and oneapi_cache_password", "hold the same value"]],
         ),
     ],
 )  # fmt: skip
