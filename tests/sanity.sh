@@ -9,7 +9,9 @@ rm -rf "$root/.cache/sanity" && mkdir -p "$copy"
 .venv/bin/ansible-galaxy collection build --output-path "$root/.cache/sanity" >/dev/null
 tar -xzf "$root"/.cache/sanity/*.tar.gz -C "$copy"
 cd "$copy"
-git init -q && git add -A
+git init -q
+echo /tests/output/ >.git/info/exclude
+git add -A
 # ansible-test downloads pip's bootstrap from a host of its own; the interpreter's ensurepip does the same offline
 mkdir -p ~/.ansible/test/cache
 for version in 24_2 25_2; do cp "$root/tests/support/get_pip.py" ~/.ansible/test/cache/get_pip_$version.py; done
