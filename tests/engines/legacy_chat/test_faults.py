@@ -178,7 +178,8 @@ def test_a_full_queue_says_when_to_come_again(own: Callable[..., Served]) -> Non
     server.scheduler.engine.step = lambda *given: (time.sleep(0.02), step(*given))[1]  # type: ignore[method-assign]
     answers = crowd(server, 10, max_tokens=20)
     codes = sorted(one.status_code for one in answers)
-    assert codes[0] == 200 and codes[-1] == 429 and set(codes) == {200, 429} and codes.count(200) >= 3
+    # two wait, and a third is at work already if the server came to it between their arrivals
+    assert codes[0] == 200 and codes[-1] == 429 and set(codes) == {200, 429} and codes.count(200) >= 2
     refused = next(one for one in answers if one.status_code == 429)
     assert refused.json()["error"]["type"] == "rate_limit_error" and int(refused.headers["retry-after"]) > 0
 

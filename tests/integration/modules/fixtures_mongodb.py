@@ -146,7 +146,7 @@ class Node:
 
         if user is not None:
             options.update(username=user, password=password, authSource="admin")
-        return pymongo.MongoClient("127.0.0.1", self.port, directConnection=True, serverSelectionTimeoutMS=5000, **options)
+        return pymongo.MongoClient("127.0.0.1", self.port, directConnection=True, serverSelectionTimeoutMS=30000, **options)
 
 
 class Authority:
