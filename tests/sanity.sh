@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ansible-test wants to stand in …/ansible_collections/selfhosted/fastgpt. It gets what the tarball holds, as Galaxy does; what only a checkout has,
-# such as lab, tests and bench, is read by ruff and mypy.
+# such as tests and bench, is read by ruff, and the lab by mypy as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
