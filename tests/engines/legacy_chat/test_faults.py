@@ -16,6 +16,8 @@ import urllib.error
 import urllib.request
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +176,21 @@ def test_what_a_failed_pass_held_is_free_before_memory_is_given_back(own: Callab
 
 def test_a_full_queue_says_when_to_come_again(own: Callable[..., Served]) -> None:
     server = own("--max-batch", "1", "--max-queue", "2")
-    step = server.scheduler.engine.step
-    server.scheduler.engine.step = lambda *given: (time.sleep(0.02), step(*given))[1]  # type: ignore[method-assign]
-    answers = crowd(server, 10, max_tokens=20)
-    codes = sorted(one.status_code for one in answers)
-    # two wait, and a third is at work already if the server came to it between their arrivals
-    assert codes[0] == 200 and codes[-1] == 429 and set(codes) == {200, 429} and codes.count(200) >= 2
+    step, go = server.scheduler.engine.step, threading.Event()
+    server.scheduler.engine.step = lambda *given: (go.wait(30), step(*given))[1]  # type: ignore[method-assign]
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(server.ask, "first", max_tokens=20)]
+        until = time.monotonic() + 30
+        while not server.scheduler.running and time.monotonic() < until:
+            time.sleep(0.005)
+        # one is at work and two wait, until all others have been refused
+        asked += [pool.submit(server.ask, f"crowd {at}", max_tokens=20) for at in range(9)]
+        try:
+            list(islice(as_completed(asked, timeout=20), 7))
+        finally:
+            go.set()
+    answers = [one.result() for one in asked]
+    assert sorted(one.status_code for one in answers) == [200] * 3 + [429] * 7
     refused = next(one for one in answers if one.status_code == 429)
     assert refused.json()["error"]["type"] == "rate_limit_error" and int(refused.headers["retry-after"]) > 0
 
