@@ -44,11 +44,6 @@ def changed(case: dict[str, Any]) -> set[str]:
     return (names - {"model_servers"}) | {f"model_servers[{number}]" for number in servers}
 
 
-def lonely(case: dict[str, Any]) -> bool:
-    """Whether the case keeps others out of the report: they derive from it, or their role has no host."""
-    return case.get("alone", False) or None in (case.get("groups") or {}).values()
-
-
 def of_one_host(case: dict[str, Any]) -> bool:
     """Whether the case is about the models of a host and nothing else, so that a host of its own can stand for it."""
     servers = case.get("servers") or {}
@@ -60,16 +55,21 @@ def runs() -> list[list[dict[str, Any]]]:
     own = [case for case in CASES.values() if of_one_host(case)]
     starts = range(0, len(own), PER_RUN_HOSTS)
     beside = [[{**case, "host": f"gpu-{number}"} for number, case in enumerate(own[start : start + PER_RUN_HOSTS])] for start in starts]
-    together = [[case for case in CASES.values() if case.get("run") == number] for number in sorted({case.get("run", 0) for case in CASES.values()} - {0})]
+    together: dict[int, list[dict[str, Any]]] = {}
     packed: list[list[dict[str, Any]]] = []
-    for case in (case for case in CASES.values() if not of_one_host(case) and "run" not in case):
+    for case in CASES.values():
+        if of_one_host(case):
+            continue
+        if "run" in case:
+            together.setdefault(case["run"], []).append(case)
+            continue
         for run in packed:
-            if not lonely(case) and not lonely(run[0]) and len(run) < PER_RUN and all(changed(case).isdisjoint(changed(other)) for other in run):
+            if len(run) < PER_RUN and all(changed(case).isdisjoint(changed(other)) for other in run):
                 run.append(case)
                 break
         else:
             packed.append([case])
-    return beside + together + packed
+    return [*beside, *together.values(), *packed]
 
 
 def spoil(cases: list[dict[str, Any]]) -> Inventory:
@@ -194,7 +194,8 @@ def test_a_file_that_cannot_be_read_is_refused(name: str, play: Any, tmp_path: p
 
 # Without the tag the plan reads the hosts too, so that what is wrong there stands in the same report.
 def test_site_refuses_it_too(play: Any, tmp_path: pathlib.Path) -> None:
-    cases = [CASES["unknown model"], CASES["FastGPT v4.8.20"], {"name": "host", "faults": [["[box]", "ansible_host: 127.0.0.1", "does not answer"]]}]
+    silent = {"name": "host", "faults": [["[box]", "ansible_host: 127.0.0.1", "does not answer"]]}
+    cases = [*(CASES[name] for name in ("unknown model", "no secrets", "FastGPT v4.8.20")), silent]
     lines = refused(play, cases, tmp_path, "site.yml", "")
     assert len(lines) - 1 <= sum(len(case["faults"]) for case in cases) + 1, lines
 
