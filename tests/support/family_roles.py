@@ -38,4 +38,5 @@ assert (statuses(old), statuses(new)) == ([200] * 3, [401] * 3), (statuses(old),
 step(2, "present", True, model_server_master_key=new, model_server_master_key_previous=old)
 assert (statuses(old), statuses(new)) == ([200] * 3, [200] * 3), (statuses(old), statuses(new))
 step(3, "absent", True)
+step(4, "absent", False, family_roles=["bge_reranker"])
 print("two keys during a rotation, one after it", flush=True)
